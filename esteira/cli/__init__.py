@@ -1,0 +1,125 @@
+"""The command line `esteira`. This module only knows the commands' names; a command's module is imported when it is called."""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+# name -> (module, what it does): kept here as text, so that `--help` imports nothing else.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("project", "Write .env and params.yaml entries; safe to repeat."),
+    "doctor": ("project", "Look at the installation and the back ends."),
+    "data": ("project", "Write data/: real sample tables, the same bytes on every machine."),
+    "families": ("project", "What can be trained."),
+    "lines": ("project", "What has been trained, and what serves."),
+    "run": ("run", "The whole DAG for one line, here."),
+    "step": ("step", "One step of the DAG, on folders you name."),
+    "runs": ("runs", "Past runs: list, show, compare."),
+    "predict": ("predict", "Rows in, answers out, from a bundle; or its latency."),
+    "serve": ("serve", "A line or a bundle as a Bento on loopback."),
+    "ledger": ("ledger", "The append-only record: log, export, verify."),
+    "demo": ("demo", "Serve what the last run released and ask it one question."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"esteira.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from esteira import __version__
+
+        click.echo(f"esteira {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show a traceback when something unforeseen happens.")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+def cli(debug: bool) -> None:
+    """From raw rows to a judged, registered, answering model, and the record that proves it.
+
+    \b
+    Example:
+      esteira data && esteira run tabular && esteira serve tabular
+      esteira run tabular --source customers.csv --target churned
+    """
+
+
+def emit(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    click.echo(json.dumps(document, ensure_ascii=False, default=str))
+
+
+def say(text: str) -> None:
+    """Tell a person something, on standard error."""
+    click.echo(text, err=True)
+
+
+def fail(error: dict[str, Any], *, as_json: bool) -> None:
+    """Print an error: one JSON document, or a letter of at most three lines."""
+    if as_json:
+        emit({"error": {key: error[key] for key in ("code", "message", "where", "cure")}})
+        return
+    say(click.style("error: ", fg="red", bold=True) + str(error["message"]))
+    for key in ("where", "cure"):
+        if error[key]:
+            say(f"  {key}: {error[key]}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with an exit code of DESIGN 9, rule 8 (0 ok, 1 said no, 2 wrong, 3 quota)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = cli.main(arguments, prog_name="esteira", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, click.Abort):
+        cure = "run it again; nothing half-done was kept"
+        fail({"code": "interrupted", "message": "stopped before its end", "where": "", "cure": cure}, as_json=as_json)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except click.ClickException as error:
+        usage = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "esteira"
+        fail(
+            {"code": "usage", "message": error.format_message(), "where": usage, "cure": f"see `{usage} --help`"},
+            as_json=as_json,
+        )
+        sys.exit(2)
+    except Exception as error:
+        from esteira.errors import EsteiraError
+
+        if debug:
+            raise
+        if isinstance(error, EsteiraError):
+            fail(error.to_dict(), as_json=as_json)
+            sys.exit(error.exit_code)
+        fail(
+            {
+                "code": "internal",
+                "message": f"{type(error).__name__}: {str(error)[:500]}",
+                "where": "",
+                "cure": "this is a fault of ours or of a library; run it again with --debug for a traceback",
+            },
+            as_json=as_json,
+        )
+        sys.exit(2)

@@ -1,0 +1,5 @@
+"""`python -m esteira.cli` is `esteira`."""
+
+from esteira.cli import main
+
+main()

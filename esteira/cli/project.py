@@ -1,0 +1,140 @@
+"""`esteira init`, `doctor`, `data`, `families`, `lines`: what is here, and is it well."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from esteira.cli import emit, say
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def init(as_json: bool) -> None:
+    """Write .env and params.yaml entries into this folder; a second run changes nothing.
+
+    \b
+    Example:
+      esteira init
+    """
+    from esteira.settings import write_env
+
+    written = [f".env: {name}" for name in write_env(Path(".env"))]
+    params = Path("params.yaml")
+    if not params.exists():
+        temporary = params.with_suffix(".tmp")
+        temporary.write_text(_PARAMS, encoding="utf-8")
+        temporary.replace(params)
+        written.append("params.yaml")
+    if as_json:
+        emit({"written": written})
+    else:
+        say("nothing to write" if not written else f"wrote {len(written)} entries: " + ", ".join(written[:6]) + " ...")
+
+
+_PARAMS = """\
+# One block a family. A step receives only its own section; what is not said here has its default.
+families:
+  tabular:
+    source: data/breast_cancer.csv
+    target: diagnosis
+"""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def doctor(as_json: bool) -> int:
+    """Look at the installation and the back ends; exits 1 when something needed is missing.
+
+    \b
+    Example:
+      esteira doctor
+    """
+    from esteira.doctor import examine
+    from esteira.settings import load_settings
+
+    checks = examine(load_settings())
+    if as_json:
+        emit({"checks": checks})
+    else:
+        for check in checks:
+            mark = click.style("ok  ", fg="green") if check["ok"] else click.style("FAIL", fg="red")
+            say(f"{mark} {check['name']:<22} {check['detail']}")
+    return 0 if all(check["ok"] for check in checks) else 1
+
+
+@click.command()
+@click.option("--out", default="data", show_default=True, help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def data(out: str, as_json: bool) -> None:
+    """Write real sample tables (bundled with scikit-learn) as CSV, the same bytes on every machine.
+
+    \b
+    Example:
+      esteira data
+    """
+    from esteira.datasets import write_data
+
+    files = write_data(Path(out))
+    if as_json:
+        emit(files)
+    else:
+        for file in files:
+            say(f"{file}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def families(as_json: bool) -> None:
+    """List the families: what can be trained.
+
+    \b
+    Example:
+      esteira families
+    """
+    import importlib.util
+
+    from esteira.family import load_family
+
+    found: list[dict[str, Any]] = []
+    spec = importlib.util.find_spec("families")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for folder in sorted(Path(root).iterdir()):
+            if (folder / "__init__.py").exists():
+                found.append({"name": folder.name, "kind": load_family(folder.name).artefact_kind})
+    if as_json:
+        emit(found)
+    else:
+        for family in found:
+            say(f"{family['name']:<20} {family['kind']}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def lines(as_json: bool) -> None:
+    """List the model lines: champion and state of each.
+
+    \b
+    Example:
+      esteira lines
+    """
+    from esteira.registry import Registry
+    from esteira.settings import load_settings
+    from esteira.store import Store
+
+    settings = load_settings()
+    registry = Registry(settings)
+    runs = Store.open(settings.database_url, settings.tenant).list_runs()
+    last = {run.line: run.status for run in reversed(runs)}
+    found: list[dict[str, Any]] = []
+    for line in sorted({*last, *registry.lines()}):
+        champion = registry.resolve(line)
+        state = "production" if champion else {"running": "training"}.get(last[line], last[line])
+        found.append({"line": line, "champion": champion.version if champion else None, "state": state})
+    if as_json:
+        emit(found)
+    elif not found:
+        say("no line yet: `esteira run tabular` opens the first")
+    else:
+        for entry in found:
+            say(f"{entry['line']:<40} champion {entry['champion'] or '-':<6} {entry['state']}")

@@ -1,0 +1,143 @@
+"""`esteira run`: decide the plan, run the DAG here, tell a person how it goes and a script how it went."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from esteira.cli import emit, fail, say
+
+
+@click.command()
+@click.argument("line")
+@click.option("--source", help="File, folder, s3:// or SQLAlchemy URL of the rows.")
+@click.option("--target", help="Column that holds the label.")
+@click.option("--as", "name", help="Name of the line: FAMILY@NAME.")
+@click.option("--set", "settings", multiple=True, metavar="STEP.KEY=VALUE", help="A parameter of a step; repeatable.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of every random step (default 42).")
+@click.option("--from", "from_run", metavar="RUN_ID", help="Repeat a recorded run: its source, label, seed and parameters.")
+@click.option("--allow-leak", multiple=True, metavar="COL", help="Keep a column although it nearly copies the label.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def run(
+    line: str,
+    source: str | None,
+    target: str | None,
+    name: str | None,
+    settings: tuple[str, ...],
+    seed: int | None,
+    from_run: str | None,
+    allow_leak: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Run the whole DAG for LINE here: ingest, validate, featurize, train, evaluate, register, deploy.
+
+    \b
+    Example:
+      esteira run tabular
+      esteira run tabular --source customers.csv --target churned --set train.trials=20
+    """
+    from esteira.settings import load_settings
+    from esteira.store import Store
+    from pipelines import local
+    from pipelines.plan import Plan, decide, parse_settings, read_project
+
+    config = load_settings()
+    sections = parse_settings(settings)
+    if allow_leak:
+        sections.setdefault("validate", {})["allow_leak"] = list(allow_leak)
+    store = Store.open(config.database_url, config.tenant)
+    if from_run is not None:
+        recorded = Plan.model_validate(store.get_run(from_run).params)
+        plan = recorded.model_copy(update={} if seed is None else {"seed": seed})
+    else:
+        plan = decide(
+            line, project=read_project(), source=source, target=target, name=name, seed=seed, settings=sections,
+            last=_last(store, line, name),
+        )  # fmt: skip
+    display = _Lines() if as_json or not sys.stderr.isatty() else _live()
+    result = local.run(plan, config, display=display)
+    if as_json:
+        emit(result.to_dict())
+    else:
+        _tell(result)
+        if result.error is not None:
+            fail(result.error, as_json=False)
+    return result.exit_code
+
+
+def _last(store: Any, line: str, name: str | None) -> dict[str, str]:
+    """Source and label of the line's last run, if it had one."""
+    wanted = line if name is None else f"{line.split('@')[0]}@{name}"
+    for past in store.list_runs(wanted):
+        plan = past.params
+        return {"source": str(plan.get("source", "")), "target": str(plan.get("target", ""))}
+    return {}
+
+
+def _tell(result: Any) -> None:
+    say("")
+    say(f"{result.line}  run {result.run_id}: {click.style(result.status, bold=True)}")
+    if result.version is not None:
+        say(f"  version {result.version}  bundle {result.bundle_id[:12]}  {result.bundle}")
+    for key, value in result.metrics.items():
+        if value is not None:
+            beside = result.baseline.get(key)
+            say(f"  {key:<22} {value:.4f}" + (f"   (constant baseline {beside:.4f})" if beside is not None else ""))
+    for rule in result.gate:
+        colour = {"PASS": "green", "FAIL": "red"}.get(rule["outcome"], "yellow")
+        say(f"  {click.style(rule['outcome'], fg=colour):<16} {rule['rule']}")
+    pages = sorted(result.folder.glob("steps/*/*/out/report.html"))
+    for page in pages:
+        say(f"  read: {page}")
+    if result.status == "released":
+        say(f"  next: esteira serve {result.line}")
+
+
+class _Lines:
+    """One line a step on standard error."""
+
+    def started(self, step: Any) -> None:
+        pass
+
+    def progress(self, step: Any, document: Mapping[str, Any]) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def ended(self, step: Any, record: Any) -> None:
+        mark = {"ran": "ok", "reused": "ok"}.get(record.status, record.status)
+        say(f"{step.name:<10} {mark:<7} {record.seconds:6.2f} s")
+
+
+def _live() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    # No refresh thread: a process with threads is a poor one to fork from.
+    bars = Progress(
+        SpinnerColumn(), TextColumn("{task.description:<64}"), BarColumn(bar_width=20), TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"), console=Console(stderr=True), auto_refresh=False, transient=True,
+    )  # fmt: skip
+
+    class Live(_Lines):
+        def started(self, step: Any) -> None:
+            bars.start()
+            self.task = bars.add_task(f"{step.name}: {step.title}", total=None, note="")
+
+        def progress(self, step: Any, document: Mapping[str, Any]) -> None:
+            bars.update(self.task, total=document.get("total"), completed=document.get("done", 0),
+                        note=str(document.get("note", "")))  # fmt: skip
+
+        def tick(self) -> None:
+            bars.refresh()
+
+        def ended(self, step: Any, record: Any) -> None:
+            bars.remove_task(self.task)
+            bars.stop()
+            super().ended(step, record)
+
+    return Live()
+
+

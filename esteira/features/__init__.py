@@ -1,0 +1,1 @@
+"""What turns raw rows into numbers: the table contract, the typed decoder, fitted preparation."""

@@ -1,0 +1,122 @@
+"""The kfp door of every step: typed inputs and outputs, and a body that calls `components.<step>.run`.
+
+A body is compiled into the pipeline's YAML as source text, so each imports what it uses and holds no logic of its own.
+"""
+
+# kfp reads the annotations of a component as objects, so `from __future__ import annotations` must stay away.
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+IMAGE = "localhost/esteira-pipeline-python:0.1.0"
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(line: str, source: str, target: str, params: dict, out: Output[Dataset]):
+    """Read the rows and name their bytes."""
+    from pathlib import Path
+
+    from components import ingest as step
+
+    report = step.run(
+        source=source, target=target, line=line, out=Path(out.path), params=step.Params.model_validate(params)
+    )
+    out.metadata.update(report.model_dump(mode="json"))
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def validate(
+    line: str, target: str, champion: str, params: dict, ingested: Input[Dataset], out: Output[Dataset], page: Output[HTML]
+):
+    """Check every row against the contract; bad rows go to quarantine."""
+    from pathlib import Path
+
+    from components import validate as step
+
+    folder = Path(ingested.path)
+    report = step.run(
+        rows=folder / "rows.parquet", dataset=folder / "dataset.json", target=target, line=line,
+        champion=Path(champion) if champion else None, out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip
+    out.metadata.update(report.model_dump(mode="json"))
+    Path(page.path).write_bytes((Path(out.path) / "report.html").read_bytes())
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def featurize(seed: int, params: dict, validated: Input[Dataset], out: Output[Dataset]):
+    """Split, and turn rows into numbers by a decoder fitted on training rows only."""
+    from pathlib import Path
+
+    from components import featurize as step
+
+    folder = Path(validated.path)
+    report = step.run(
+        rows=folder / "rows.parquet", contract=folder / "contract.yaml", seed=seed,
+        out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip
+    out.metadata.update(report.model_dump(mode="json"))
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train(
+    line: str, seed: int, params: dict, featurized: Input[Dataset], validated: Input[Dataset], out: Output[Model]
+):
+    """Search for the best model within a number of trials."""
+    from pathlib import Path
+
+    from components import train as step
+
+    report = step.run(
+        features=Path(featurized.path), contract=Path(validated.path) / "contract.yaml", line=line, seed=seed,
+        out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip
+    out.metadata.update(report.model_dump(mode="json"))
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    line: str, champion: str, seed: int, params: dict, featurized: Input[Dataset], trained: Input[Model],
+    validated: Input[Dataset], ingested: Input[Dataset], out: Output[Artifact], metrics: Output[Metrics], page: Output[HTML],
+):  # fmt: skip
+    """Measure on held-back rows, boot the real server, judge; a held gate fails this task, and so all after it."""
+    from pathlib import Path
+
+    from components import evaluate as step
+
+    report = step.run(
+        features=Path(featurized.path), trained=Path(trained.path), contract=Path(validated.path) / "contract.yaml",
+        dataset=Path(ingested.path) / "dataset.json", champion=Path(champion) if champion else None, line=line,
+        seed=seed, out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip
+    for name, value in report.metrics.items():
+        if value is not None:
+            metrics.log_metric(name, value)
+    Path(page.path).write_bytes((Path(out.path) / "report.html").read_bytes())
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    line: str, run_id: str, params: dict, evaluated: Input[Artifact], trained: Input[Model], ingested: Input[Dataset],
+    out: Output[Artifact],
+):  # fmt: skip
+    """Record the version with its lineage; refuses a bundle without a passed verdict or a complete card."""
+    from pathlib import Path
+
+    from components import register as step
+
+    step.run(
+        evaluated=Path(evaluated.path), trained=Path(trained.path), dataset=Path(ingested.path) / "dataset.json",
+        line=line, run_id=run_id, out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def deploy(line: str, params: dict, registered: Input[Artifact], evaluated: Input[Artifact], out: Output[Artifact]):
+    """Write the Bento and move the alias."""
+    from pathlib import Path
+
+    from components import deploy as step
+
+    step.run(
+        receipt=Path(registered.path) / "receipt.json", bundle=Path(evaluated.path) / "bundle", line=line,
+        out=Path(out.path), params=step.Params.model_validate(params),
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""What one run is asked to do: line, source, label, seed and each step's section, from params.yaml and the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esteira.errors import ConfigError
+from esteira.family import Line
+from pipelines.shape import NAMES
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FamilyParams(_Frozen):
+    """One block of params.yaml. `source` and `target` are what a run uses when the command names none."""
+
+    source: str = ""
+    target: str = ""
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+    ingest: dict[str, Any] = Field(default_factory=dict)
+    validate_: dict[str, Any] = Field(default_factory=dict, alias="validate")
+    featurize: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    register_: dict[str, Any] = Field(default_factory=dict, alias="register")
+    deploy: dict[str, Any] = Field(default_factory=dict)
+
+
+class Project(_Frozen):
+    """The whole of params.yaml; `lines` holds blocks of single lines that differ from their family's."""
+
+    families: dict[str, FamilyParams] = Field(default_factory=dict)
+    lines: dict[str, FamilyParams] = Field(default_factory=dict)
+
+
+class Plan(_Frozen):
+    """A run, decided: every value that a step will be given. JSON-able, so that a record of it can be run again."""
+
+    line: str
+    source: str
+    target: str
+    seed: int
+    sections: dict[str, dict[str, Any]]
+
+
+def read_project(path: Path = Path("params.yaml")) -> Project:
+    """Read params.yaml; an absent file is an empty project.
+
+    Raises:
+        ConfigError: it is no YAML, or has a key that means nothing.
+    """
+    if not path.exists():
+        return Project()
+    try:
+        return Project.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"params.yaml must be YAML: {str(error).splitlines()[0]}", code="bad_params", where=str(path), cure="correct it"
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            code="bad_params",
+            where=str(path),
+            cure=f"a block has the keys source, target, seed, {', '.join(NAMES)}",
+        ) from error
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`train.trials=20` -> {"train": {"trials": 20}}; values are YAML.
+
+    Raises:
+        ConfigError: no `STEP.KEY=VALUE`, or no such step.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        step, dot, name = key.strip().partition(".")
+        if not (equals and dot and name) or step not in NAMES:
+            raise ConfigError(
+                f"--set takes STEP.KEY=VALUE with a step of {', '.join(NAMES)}, but got {pair!r}",
+                code="bad_set",
+                where="--set",
+                cure="for example --set train.trials=20",
+            )
+        try:
+            sections.setdefault(step, {})[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"the value of --set is YAML, but got {text!r}", code="bad_set", where=key, cure="quote it"
+            ) from error
+    return sections
+
+
+def decide(
+    line_text: str,
+    *,
+    project: Project,
+    source: str | None = None,
+    target: str | None = None,
+    name: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    last: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide a run from the command's words, params.yaml and the line's last run.
+
+    Args:
+        line_text: `FAMILY` or `FAMILY@NAME`.
+        name: `--as NAME`: the line's name.
+        settings: what `parse_settings` gave.
+        last: `source` and `target` of the line's last run, used when neither the command nor params.yaml says.
+
+    Raises:
+        ConfigError: no source or no label is known.
+    """
+    line = Line.parse(line_text)
+    if name is not None:
+        line = Line.parse(f"{line.family}@{name}")
+    elif source is not None and target is not None and not line.name:
+        line = Line.opened_by(line.family, source, target)
+    block = project.lines.get(str(line)) or project.families.get(line.family) or FamilyParams()
+    inherited = block if str(line) in project.lines or not line.name else FamilyParams()
+    last = last or {}
+    source = source or inherited.source or last.get("source", "")
+    target = target or inherited.target or last.get("target", "")
+    for value, option, what in ((source, "--source", "the rows come from"), (target, "--target", "the label is in")):
+        if not value:
+            raise ConfigError(
+                f"a run needs to know where {what}, but {line} has no {option[2:]} yet",
+                code="no_" + option[2:],
+                where=option,
+                cure=f"esteira run {line} --source FILE --target COLUMN, or a block in params.yaml",
+            )
+    sections: dict[str, dict[str, Any]] = {}
+    for step in NAMES:
+        section = getattr(block, f"{step}_" if step in {"validate", "register"} else step)
+        sections[step] = {**section, **(settings or {}).get(step, {})}
+    return Plan(
+        line=str(line), source=source, target=target, seed=block.seed if seed is None else seed, sections=sections
+    )
