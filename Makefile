@@ -1,0 +1,88 @@
+# Esteira: everything a person types. `make help` is made from the comments behind the targets.
+#
+#   make setup PYTHON=python3.12   takes that interpreter; without PYTHON the first of python3, 3.13, 3.12, 3.11 that fits
+#   make bench ROUNDS=3            more rounds
+#
+# Packages come from the index that pip is configured for; the lock pins their hashes and names no index.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/dev.lock
+STAMP := $(VENV)/esteira-setup
+ROUNDS ?= 2
+# Threads of libgomp that spin while they wait slow small fits a hundred times, at random, on shared cores.
+export OMP_WAIT_POLICY ?= passive
+ifneq ($(filter command% environment%,$(origin PYTHON)),)
+ASKED := $(PYTHON)
+endif
+
+.PHONY: help setup demo test test-all check format bench family compile requirements docs clean lock
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## Create .venv from the lock and install esteira into it; under 2 s when nothing changed
+	@key="$$({ echo "$(CURDIR)"; cat $(LOCK) pyproject.toml requirements/setup.sh; } | cksum) $(ASKED)"; \
+	if [ -x $(BIN)/esteira ] && [ -f $(STAMP) ] && { [ "$$key" = "$$(cat $(STAMP))" ] || \
+	   { [ -z "$(ASKED)" ] && [ "$${key% *}" = "$$(sed 's/ [^ ]*$$//' $(STAMP))" ]; }; }; \
+	then echo "setup: .venv is up to date"; \
+	else bash requirements/setup.sh "$(ASKED)" && printf '%s\n' "$$key" > $(STAMP); fi
+
+demo: setup  ## From nothing to an HTTP answer: data, the whole DAG, a served model, one question
+	@$(BIN)/esteira data
+	@$(BIN)/esteira run tabular
+	@$(BIN)/esteira demo
+
+test: setup  ## Run the quick tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup  ## Run every test, slow ones too
+	@$(BIN)/python -m pytest
+
+check: setup  ## Everything CI does: format, lint, types, import contracts, every test
+	@began=$$SECONDS; \
+	step() { echo "== $$1"; shift; from=$$SECONDS; "$$@" || { echo "check: FAILED at '$$*' after $$((SECONDS - began)) s"; exit 1; }; \
+	         echo "   $$((SECONDS - from)) s"; }; \
+	step "format" $(BIN)/ruff format --check .; \
+	step "lint" $(BIN)/ruff check .; \
+	step "types" $(BIN)/mypy; \
+	step "import contracts" $(BIN)/lint-imports; \
+	step "every test" $(BIN)/python -m pytest; \
+	echo "check: all passed in $$((SECONDS - began)) s"
+
+format: setup  ## Format the code and mend what the linter can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup  ## Time the DAG against a plain script, side by side (benchmarks/dag)
+	@$(BIN)/python -m benchmarks.dag.compare --rounds $(ROUNDS)
+
+family: setup  ## Write a new family, green from the first minute: make family NAME=x
+	@$(BIN)/python -m pipelines.scaffold "$(NAME)"
+	@$(BIN)/python -m "families.$(NAME).sample"
+	@echo "families/$(NAME)/sample"
+
+compile: setup  ## Compile the pipeline of every line to KFP's IR YAML
+	@$(BIN)/esteira compile
+
+requirements: setup  ## Run the tests that prove requirements; print how many are proven; write docs/requirements/status.md
+	@$(BIN)/python -m tests.requirements
+
+docs: setup  ## Draw docs/flow.svg from the DAG's shape
+	@$(BIN)/python docs/flow.py
+
+clean:  ## Remove what can be made again (.venv, build/, caches); data/ and $ESTEIRA_HOME stay
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: setup  ## Lock the newest versions that pyproject.toml allows, with hashes and without index addresses
+	@for part in "dev --extra pipeline --extra serving --group dev" "serving --extra serving -c $(LOCK)"; do \
+	  set -- $$part; name=$$1; shift; \
+	  env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	    --custom-compile-command "make lock" $(LOCK_FLAGS) pyproject.toml "$$@" -o requirements/$$name.lock; \
+	done

@@ -1,0 +1,1 @@
+"""What is modelled: one folder per model family. Pure: imports no pipeline engine, tracker, server or database."""

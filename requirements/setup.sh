@@ -1,0 +1,55 @@
+#!/bin/bash
+# Makes .venv from requirements/dev.lock and installs esteira into it. Called by `make setup`; safe to run again after a failure.
+#   setup.sh [PYTHON]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
+
+python="${1:-}"
+if [ -n "$python" ]; then
+    fits "$python" || { echo "setup: Python must be 3.11, 3.12 or 3.13, but $python is not: give another PYTHON" >&2; exit 2; }
+else
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if fits "$candidate"; then python="$candidate"; break; fi
+    done
+    [ -n "$python" ] || { echo "setup: needs Python 3.11, 3.12 or 3.13 on PATH: install one, or give PYTHON=/path" >&2; exit 2; }
+fi
+
+# uv does not read pip's configuration. What pip was told, by environment or file, is passed on; what uv was told wins.
+told() {
+    local variable="PIP_$1" option
+    option="$(tr '[:upper:]_' '[:lower:]-' <<<"$1")"
+    if [ -n "${!variable:-}" ]; then echo "${!variable}"; return; fi
+    "$python" -m pip config get "global.$option" 2>/dev/null || "$python" -m pip config get "install.$option" 2>/dev/null || true
+}
+words() { tr -s ' \n' "$1" | sed "s/^$1//; s/$1\$//"; }
+if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
+    index="$(told INDEX_URL)"; [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
+fi
+if [ -z "${UV_INDEX:-}${UV_EXTRA_INDEX_URL:-}" ]; then
+    # Every file must match a hash of the lock, so taking it from any index is safe.
+    extra="$(told EXTRA_INDEX_URL | words ' ')"; [ -z "$extra" ] || export UV_INDEX="$extra" UV_INDEX_STRATEGY=unsafe-best-match
+fi
+if [ -z "${UV_FIND_LINKS:-}" ]; then
+    links="$(told FIND_LINKS | words ,)"; [ -z "$links" ] || export UV_FIND_LINKS="$links"
+fi
+if [ -z "${SSL_CERT_FILE:-}" ]; then
+    certificate="$(told CERT)"; [ -z "$certificate" ] || export SSL_CERT_FILE="$certificate"
+fi
+
+echo "setup: $("$python" --version) -> .venv"
+if command -v uv >/dev/null; then
+    uv=uv
+    uv venv --quiet --clear --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
+else
+    # The lock pins uv itself; pip fetches that one, checked by hash.
+    "$python" -m venv --clear .venv || { echo "setup: needs the venv module (Debian: python3-venv) or uv on PATH" >&2; exit 2; }
+    awk '/^[^ #]/ {take = /^uv==/} take' requirements/dev.lock > .venv/uv.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
+    uv=.venv/bin/uv
+fi
+export VIRTUAL_ENV="$PWD/.venv"
+"$uv" pip sync --quiet --require-hashes requirements/dev.lock
+"$uv" pip install --quiet --no-deps --no-build-isolation --editable .
+echo "setup: $(.venv/bin/esteira --version) in .venv, $(wc -l < <(.venv/bin/uv pip list --quiet 2>/dev/null)) packages"
