@@ -1,0 +1,163 @@
+"""What the store gives back: frozen records, one class a table. Times are aware and UTC; they become ISO text in `to_dict`."""
+
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of one tenant."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Experiment(Record):
+    """A line, as experiment tracking calls it. `runs` is how many there are."""
+
+    name: str
+    description: str
+    created_by: str
+    created_at: datetime
+    runs: int = 0
+
+
+@dataclass(frozen=True)
+class Run(Record):
+    """One run of a line. `params` is what was asked for; `error` is null unless it was held or failed."""
+
+    run_id: str
+    line: str
+    status: str
+    seed: int | None
+    source: str
+    params: dict[str, Any]
+    metrics: dict[str, Any]
+    error: dict[str, Any] | None
+    bundle_id: str | None
+    version: int | None
+    pid: int
+    pid_started: int | None
+    host: str
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Step(Record):
+    """How one step of a run went: `ran`, `reused` or `failed`."""
+
+    run_id: str
+    name: str
+    status: str
+    seconds: float
+    why: str
+    started_at: datetime
+
+
+@dataclass(frozen=True)
+class Trial(Record):
+    """One thing that a search tried. `score` is null where it could not be measured."""
+
+    run_id: str
+    number: int
+    kind: str
+    params: dict[str, Any]
+    score: float | None
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Receipt(Record):
+    """What a step left for a key that covers all that decided it."""
+
+    key: str
+    step: str
+    run_id: str | None
+    outputs: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Dataset(Record):
+    """A data set by its bytes (K-08). `quality_score` lies in [0, 1]; `file_size` is bytes."""
+
+    id: str
+    name: str
+    description: str | None
+    dataset_type: str
+    data_format: str
+    source_type: str
+    source_config: dict[str, Any] | None
+    schema_config: dict[str, Any] | None
+    statistics: dict[str, Any] | None
+    file_path: str | None
+    file_size: int | None
+    row_count: int | None
+    column_count: int | None
+    quality_score: float | None
+    content_hash: str
+    is_processed: bool
+    processed_at: datetime | None
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Version(Record):
+    """A registered version of a line; all but `state` and `archived_at` never changes.
+
+    Attributes:
+        uri: of the bundle folder, `file://` or `s3://`.
+        run_id, mlflow_run_id: the run that made it, in the platform store and in MLflow.
+        data_hash: SHA-256 of the bytes it was trained on.
+    """
+
+    line: str
+    version: int
+    bundle_id: str
+    uri: str
+    run_id: str
+    mlflow_run_id: str
+    data_hash: str
+    code_revision: str
+    params_hash: str
+    params: dict[str, Any]
+    metrics: dict[str, Any]
+    actor: str
+    state: str
+    archived_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Alias(Record):
+    """Where a name of a line points. `mirrored` is false until MLflow shows the same."""
+
+    line: str
+    alias: str
+    version: int
+    bundle_id: str
+    ledger_seq: int
+    moved_at: datetime
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """One served request: how many rows, how long, how it ended."""
+
+    id: int
+    request_id: str
+    line: str
+    version: int | None
+    bundle_id: str | None
+    rows: int
+    elapsed_ms: float
+    status: int
+    at: datetime
