@@ -1,0 +1,501 @@
+"""Holds every row against the line's contract: good rows go on typed, bad ones into quarantine with a reason each.
+
+The contract is inferred from the first data of a line and enforced on all later data. Which cells break it is decided once,
+by `esteira.checks`; the Great Expectations suite made from the same contract must count the same, or the step stops.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esteira import checks, expectations, outputs
+from esteira.checks import CrossRule, Fault, Quality, Typed
+from esteira.checks_page import page
+from esteira.errors import ConfigError, DataError, Refused, SourceError
+from esteira.family import Finding, Line
+from esteira.features.contract import ColumnKind, TableContract, Task
+from esteira.features.parse import shown
+from esteira.sources import ROW_NUMBER
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+_ON_PAGE = 50
+_INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+
+
+class Params(BaseModel):
+    """The section `validate` of params.yaml.
+
+    Attributes:
+        allow_leak: columns that may be near-copies of the label.
+        max_bad_share: share of rows in [0, 1] that may be quarantined; without it the contract's own.
+        min_rows: the fewest good rows that can be learned from.
+        rules: rules between two columns of a row, e.g. `start <= end`; a row that breaks one is quarantined.
+        expectations: also run the Great Expectations suite (seconds of imports).
+        kinds: column -> kind, where a person knows better than the cells.
+        task: forces the task.
+        drop: columns to leave out.
+        time_column, group_column: the split goes by them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    allow_leak: tuple[str, ...] = ()
+    max_bad_share: float | None = Field(default=None, ge=0, le=1)
+    min_rows: int = Field(default=10, ge=2)
+    rules: tuple[str, ...] = ()
+    expectations: bool = True
+    kinds: dict[str, ColumnKind] = Field(default_factory=dict)
+    task: Task | None = None
+    drop: tuple[str, ...] = ()
+    time_column: str | None = None
+    group_column: str | None = None
+
+
+class Report(BaseModel):
+    """What was found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_count: int
+    good_rows: int
+    quarantined_rows: int
+    quality_score: float
+    errors: int
+    warnings: int
+    task: str
+    feature_columns: int
+    dropped_columns: int
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Everything that is known of the table before anything is written."""
+
+    contract: TableContract
+    typed: Typed
+    bad: "NDArray[np.bool_]"
+    quality: Quality
+    profile: list[dict[str, Any]]
+    findings: list[dict[str, Any]]
+    quarantine: list[dict[str, Any]]
+    expectations: list[dict[str, Any]]
+
+
+def run(
+    *, rows: Path, dataset: Path, target: str, line: str, champion: Path | None = None, out: Path, params: Params
+) -> Report:
+    """Validate rows into `out`: rows.parquet, contract.yaml, quarantine.jsonl, profile.json, findings.json, expectations.json,
+    report.html.
+
+    When the rows are refused after they were looked at, everything but rows.parquet and contract.yaml is written first, so
+    that a person can see why.
+
+    Args:
+        rows: `rows.parquet` of ingest.
+        dataset: `dataset.json` of ingest.
+        target: name of the label column.
+        line: the line whose data this is.
+        champion: folder of the present champion's bundle, or a contract file; its contract is enforced. None infers one.
+        out: folder of the outputs; created.
+        params: limits and what people know of the columns.
+
+    Raises:
+        DataError: no or one-valued label, a missing or changed column, infinite numbers, too many bad rows, too few good ones,
+            a near-copy of the label.
+        ConfigError: a parameter names a column that is not there, or the contract is of another line or label.
+        Refused: rows.parquet is not what ingest wrote.
+        SourceError: an input is missing.
+        OutsideError: the disk is full.
+    """
+    described, frame = _read(rows, dataset)
+    where = f"{line}, step validate, {described['source']}"
+    checks.require_target(list(frame.columns), target, where)
+    checks.require_classes(frame[target], target, f"{where}, column {target!r}")
+    rules = [CrossRule.parse(text) for text in params.rules]
+    if champion is None:
+        contract, notes = _infer(frame, target, line, where, params)
+    else:
+        contract, notes = _accepted(champion, frame, target, line)
+    limit = contract.max_bad_share if params.max_bad_share is None else params.max_bad_share
+    checked = _check(frame, contract, notes, rules, params)
+    refusal = _refusal(frame, checked, limit, params, where, accepted=champion is not None)
+    files = _files(checked, described, line, limit, refusal)
+    if refusal is not None:
+        outputs.write(out, files)
+        raise refusal
+    good = _table(checked.typed.frame, ~checked.bad, contract)
+    outputs.write(out, {**files, "rows.parquet": good, "contract.yaml": contract.to_yaml().encode()})
+    bad = int(checked.bad.sum())
+    severities = [finding["severity"] for finding in checked.findings]
+    return Report(
+        row_count=len(frame),
+        good_rows=len(frame) - bad,
+        quarantined_rows=bad,
+        quality_score=checked.quality.to_dict()["quality_score"],
+        errors=severities.count("error"),
+        warnings=severities.count("warning"),
+        task=contract.target.task,
+        feature_columns=len(contract.columns),
+        dropped_columns=len(contract.dropped),
+    )
+
+
+def _read(rows: Path, dataset: Path) -> tuple[dict[str, Any], "pd.DataFrame"]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        data = rows.read_bytes()
+        described: dict[str, Any] = json.loads(dataset.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"the outputs of ingest must be readable, but: {error}",
+            code="missing_file",
+            where="step validate",
+            cure="run the step ingest again",
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != described["rows_hash"]:
+        raise Refused(
+            f"rows.parquet must have SHA-256 {described['rows_hash']} as dataset.json says, but has {found}: it was changed",
+            code="content_hash",
+            where=f"step validate, {described['source']}",
+            cure="run the step ingest again",
+        )
+    return described, pq.read_table(pa.BufferReader(data)).to_pandas()
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def _infer(
+    frame: "pd.DataFrame", target: str, line: str, where: str, params: Params
+) -> tuple[TableContract, list[dict[str, Any]]]:
+    """A contract from the rows, and notes as findings."""
+    import importlib
+
+    limit = (
+        TableContract.model_fields["max_bad_share"].default if params.max_bad_share is None else params.max_bad_share
+    )
+    module = importlib.import_module(f"families.{Line.parse(line).family}.contract")
+    contract, notes = module.infer(
+        _without_infinite(frame, limit, where),
+        target,
+        line,
+        kinds=params.kinds,
+        task=params.task,
+        drop=params.drop,
+        time_column=params.time_column,
+        group_column=params.group_column,
+        max_bad_share=limit,
+    )
+    return contract, _notes(notes, len(frame))
+
+
+def _notes(notes: Sequence[Finding], rows: int) -> list[dict[str, Any]]:
+    """Notes of the inference as findings; those that `checks` counts cell by cell are left to it."""
+    counted = {"type", "missing", "rare", "label_missing"}
+    return [
+        {
+            "rule": note.rule, "column": note.column, "severity": note.severity, "count": rows, "share": 1.0,
+            "message": note.message, "examples": [],
+        }
+        for note in notes
+        if note.rule not in counted
+    ]  # fmt: skip
+
+
+def _without_infinite(frame: "pd.DataFrame", limit: float, where: str) -> "pd.DataFrame":
+    """The frame to infer from: a few infinite cells among numbers are missing here, and bad cells for the checks later.
+
+    Left in, they would pass for text, and their column for a category or for one that changes its type.
+
+    Raises:
+        DataError: a column of numbers has more infinite ones than rows may be bad; names the column and the first rows.
+    """
+    import numpy as np
+
+    finite = {}
+    for name in frame.columns:
+        series = frame[name]
+        if series.dtype.kind == "f":
+            infinite = np.isinf(series.to_numpy())
+        elif series.dtype.kind in "OTU":
+            words = [word for word in series.unique() if isinstance(word, str) and _INFINITE.fullmatch(word)]
+            infinite = series.isin(words).to_numpy() if words else np.zeros(len(series), dtype=bool)
+        else:
+            continue
+        count, present = int(infinite.sum()), int(series.notna().sum())
+        if not count or (present > count and not _mostly_numbers(series[~infinite])):
+            continue
+        if count > limit * len(frame):
+            at = [int(i) + 1 for i in np.flatnonzero(infinite)[: checks.EXAMPLES]]
+            raise DataError(
+                f"a number must be finite, but column {name!r} has {count:,} infinite ones in {present:,} cells"
+                f" ({count / present:.1%}, limit {limit:.1%} of the rows); data rows {', '.join(map(str, at))}",
+                code="infinite",
+                where=f"{where}, column {name!r}, data row {at[0]}",
+                cure="leave such cells empty in the source, correct what divides by zero, or raise validate.max_bad_share",
+            )
+        finite[name] = series.mask(infinite)
+    return frame.assign(**finite)
+
+
+def _mostly_numbers(series: "pd.Series[Any]") -> bool:
+    import pandas as pd
+
+    present = series[series.notna()].astype(object)
+    return bool(pd.to_numeric(present, errors="coerce").notna().mean() >= 0.95)
+
+
+def _accepted(
+    champion: Path, frame: "pd.DataFrame", target: str, line: str
+) -> tuple[TableContract, list[dict[str, Any]]]:
+    """The line's accepted contract, held against the table's columns; new columns as findings.
+
+    Raises:
+        ConfigError: it is of another line or label.
+        DataError: a required column is missing.
+        Refused: there is no readable contract.
+    """
+    contract = _contract_of(champion)
+    for what, found, expected in (("line", line, contract.line), ("label", target, contract.target.name)):
+        if found != expected:
+            raise ConfigError(
+                f"the {what} must be the contract's, {expected!r}, but got {found!r}",
+                code="other_contract",
+                where=f"contract of {contract.line}",
+                cure="name the same line and label, or open a new line with --as NAME",
+            )
+    extra = checks.require_columns(list(frame.columns), contract)
+    return contract, [
+        {
+            "rule": "unknown", "column": name, "severity": "warning", "count": len(frame), "share": 1.0, "examples": [],
+            "message": f"column {name!r} is not in the line's contract and is not used; open a new line to learn from it",
+        }
+        for name in extra
+    ]  # fmt: skip
+
+
+def _contract_of(champion: Path) -> TableContract:
+    try:
+        if champion.is_file():
+            return TableContract.from_yaml(champion.read_text("utf-8"))
+        schema = json.loads((champion / "manifest.json").read_bytes())["schema"]
+        return TableContract.model_validate(schema)
+    except (OSError, ValueError, KeyError, ValidationError) as error:
+        raise Refused(
+            f"the line's accepted contract must be readable, but: {str(error).splitlines()[0]}",
+            code="bad_contract",
+            where=f"step validate, {champion.name}",
+            cure="verify the champion's bundle, or roll the line back to a version that is whole",
+        ) from error
+
+
+# ---------------------------------------------------------------- checking
+
+
+def _check(
+    frame: "pd.DataFrame",
+    contract: TableContract,
+    notes: list[dict[str, Any]],
+    rules: Sequence[CrossRule],
+    params: Params,
+) -> _Checked:
+    import numpy as np
+
+    made = checks.typed(frame, contract, rules=rules)
+    bad = np.zeros(len(frame), dtype=bool)
+    for fault in made.faults:
+        if fault.severity == "error":
+            bad[fault.positions] = True
+    found = [*checks.findings(made.faults), *checks.table_findings(frame, made.frame, contract), *notes]
+    return _Checked(
+        contract=contract,
+        typed=made,
+        bad=bad,
+        quality=checks.quality(frame, made, rules),
+        profile=checks.profile(frame, made, contract),
+        findings=sorted(found, key=lambda finding: finding["severity"]),
+        quarantine=_quarantine(frame, made.faults),
+        expectations=expectations.run(frame, made, contract) if params.expectations else [],
+    )
+
+
+def _refusal(
+    frame: "pd.DataFrame", checked: _Checked, limit: float, params: Params, where: str, *, accepted: bool
+) -> DataError | None:
+    """Why these rows cannot be learned from; None when they can."""
+    errors = [fault for fault in checked.typed.faults if fault.severity == "error"]
+    count, rows = int(checked.bad.sum()), len(frame)
+    if count > limit * rows:
+        worst = max(errors, key=lambda fault: len(fault.positions))
+        examples = "; ".join(
+            f"data row {int(at) + 1}: {shown(value)}"
+            for at, value in zip(worst.positions[: checks.EXAMPLES], worst.values, strict=False)
+        )
+        share = f"{count:,} of {rows:,} ({count / rows:.1%})"
+        drifted = accepted and worst.rule == "type"
+        return DataError(
+            f"at most {limit:.1%} of the rows may be bad, but {share} are; most often rule {worst.rule!r} of column"
+            f" {worst.column!r}, in {len(worst.positions):,} rows"
+            + (" (the column has another type than the line's contract says)" if drifted else "")
+            + f": {examples}",
+            code="type_drift" if drifted else "too_many_bad_rows",
+            where=f"{where}, column {worst.column!r}, data row {int(worst.positions[0]) + 1}",
+            cure="see quarantine.jsonl and report.html for every row and reason; correct the source, or raise"
+            " validate.max_bad_share",
+        )
+    good = checked.typed.frame[~checked.bad]
+    if len(good) < params.min_rows:
+        return DataError(
+            f"a model needs at least {params.min_rows} good rows, but there are {len(good)} of {rows}",
+            code="too_few_rows",
+            where=where,
+            cure="add rows, or lower validate.min_rows",
+        )
+    label = checked.contract.target.name
+    if good[label].nunique() < 2:
+        return DataError(
+            f"the label must have at least two values, but the {len(good):,} good rows all have"
+            f" {label!r} = {shown(good[label].iloc[0])}",
+            code="one_class",
+            where=f"{where}, column {label!r}",
+            cure="see quarantine.jsonl for the rows of other classes and why they are bad",
+        )
+    return _leak(good, checked.contract, params.allow_leak, where)
+
+
+def _leak(good: "pd.DataFrame", contract: TableContract, allowed: Sequence[str], where: str) -> DataError | None:
+    import importlib
+    import importlib.util
+
+    name = f"families.{Line.parse(contract.line).family}.leaks"
+    if importlib.util.find_spec(name) is None:
+        return None
+    unknown = [column for column in allowed if all(column != known.name for known in contract.columns)]
+    if unknown:
+        raise ConfigError(
+            f"an allowed leak is a column of the contract, but {unknown[0]!r} is none",
+            code="unknown_column",
+            where="validate.allow_leak",
+            cure=f"the columns are {', '.join(column.name for column in contract.columns[:10])}",
+        )
+    found = importlib.import_module(name).find_leaks(good, contract.target.name, contract)
+    leaks: list[Finding] = [finding for finding in found if finding.column not in allowed]
+    if not leaks:
+        return None
+    columns = [finding.column for finding in leaks]
+    return DataError(
+        f"no column may be a near-copy of the label, but {leaks[0].message}"
+        + (f"; so are {', '.join(map(repr, columns[1:6]))}" if columns[1:] else ""),
+        code="leak",
+        where=f"{where}, column {columns[0]!r}",
+        cure=f"take the column out of the source; if it is known when the model answers: {' '.join(f'--allow-leak {c}' for c in columns)}",
+    )
+
+
+def _quarantine(frame: "pd.DataFrame", faults: Sequence[Fault]) -> list[dict[str, Any]]:
+    """Bad rows with all their reasons and raw values, in order; rows count from 1."""
+    reasons: dict[int, list[dict[str, Any]]] = {}
+    for fault in faults:
+        if fault.severity != "error":
+            continue
+        for at, value, message in zip(fault.positions.tolist(), fault.values, fault.messages, strict=True):
+            reason = {"rule": fault.rule, "column": fault.column, "value": value, "message": message}
+            reasons.setdefault(at, []).append(reason)
+    rows = sorted(reasons)
+    cells = [map(checks.plain, frame[name].iloc[rows].tolist()) for name in frame.columns]
+    return [
+        {"row": at + 1, "reasons": reasons[at], "values": dict(zip(frame.columns, values, strict=True))}
+        for at, values in zip(rows, zip(*cells, strict=True), strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- files
+
+
+def _files(
+    checked: _Checked, described: Mapping[str, Any], line: str, limit: float, refusal: DataError | None
+) -> dict[str, bytes]:
+    quality = checked.quality.to_dict()
+    bad = int(checked.bad.sum())
+    summary = {
+        "rows": len(checked.bad),
+        "quarantined": bad,
+        "limit": limit,
+        "verdict": "refused" if refusal else "accepted",
+        "error": refusal.to_dict() if refusal else None,
+    }
+    html = page(
+        line=line,
+        dataset=described,
+        quality=quality,
+        weights=checks.WEIGHTS,
+        columns=checked.profile,
+        dropped={column.name: column.reason for column in checked.contract.dropped},
+        findings=checked.findings,
+        quarantined=checked.quarantine[:_ON_PAGE],
+        bad=bad,
+        limit=limit,
+        expectations=checked.expectations,
+        verdict=f"{refusal.message}. {refusal.cure}" if refusal else "",
+    )
+    lines = "".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in checked.quarantine)
+    return {
+        "quarantine.jsonl": lines.encode(),
+        "profile.json": _json({**quality, "rows": len(checked.bad), "columns": checked.profile}),
+        "findings.json": _json({**summary, "findings": checked.findings}),
+        "expectations.json": _json({"ran": bool(checked.expectations), "results": checked.expectations}),
+        "report.html": html.encode(),
+    }
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _table(frame: "pd.DataFrame", good: "NDArray[np.bool_]", contract: TableContract) -> bytes:
+    """Parquet of the good rows in the contract's types, with the source's row number from 1 as `__row__`."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {column.name: column.kind for column in contract.columns}
+    arrow: dict[str, pa.DataType] = {
+        "number": pa.float64(), "integer": pa.float64(), "boolean": pa.bool_(), "category": pa.string(), "text": pa.string(),
+        "date": pa.timestamp("us", tz="UTC"),
+    }  # fmt: skip
+    arrays, names = [], []
+    for name in frame.columns:
+        if name in kinds:
+            kind = arrow[kinds[name]]
+        elif name == contract.target.name:
+            kind = _label_type(contract)
+        else:
+            kind = arrow["date" if name == contract.time_column else "text"]
+        arrays.append(pa.array(frame[name][good], type=kind, from_pandas=True))
+        names.append(name)
+    arrays.append(pa.array(np.flatnonzero(good) + 1, type=pa.int64()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, names=[*names, ROW_NUMBER]), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _label_type(contract: TableContract) -> Any:
+    import pyarrow as pa
+
+    if contract.target.classes is None:
+        return pa.float64()
+    first = contract.target.classes[0]
+    return pa.bool_() if isinstance(first, bool) else pa.int64() if isinstance(first, int) else pa.string()
