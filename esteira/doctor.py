@@ -6,11 +6,23 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypedDict
 
 from esteira.settings import Settings
 
-PIPELINE = ("kfp", "mlflow", "great_expectations", "pandas", "sklearn", "xgboost", "optuna", "onnx", "onnxruntime", "bentoml")
+PIPELINE = (
+    "kfp",
+    "mlflow",
+    "great_expectations",
+    "pandas",
+    "sklearn",
+    "xgboost",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "bentoml",
+)
 
 
 class Check(TypedDict):
@@ -37,7 +49,7 @@ def examine(settings: Settings) -> list[Check]:
     for name, look in looks.items():
         try:
             checks.append({"name": name, "ok": True, "detail": look()})
-        except Exception as error:  # whatever is wrong is what the reader came for
+        except Exception as error:  # noqa: BLE001 - whatever is wrong is what the reader came for
             checks.append({"name": name, "ok": False, "detail": str(error)[:300]})
     return checks
 
@@ -56,7 +68,9 @@ def _packages() -> str:
     missing = [name for name in PIPELINE if importlib.util.find_spec(name) is None]
     if missing:
         raise _Wrong(f"not installed: {', '.join(missing)}; `make setup` installs them")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("kfp", "mlflow", "bentoml", "onnxruntime"))
+    return ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("kfp", "mlflow", "bentoml", "onnxruntime")
+    )
 
 
 def _home(settings: Settings) -> str:
@@ -92,7 +106,7 @@ def _ledger(settings: Settings) -> str:
 
 
 def _uv() -> str:
-    beside = shutil.which("uv", path=os.path.dirname(sys.executable)) or shutil.which("uv")
+    beside = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if beside is None:
         raise _Wrong("bentoml builds with uv, which is not on PATH; `make setup` installs it")
     return "found"

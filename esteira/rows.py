@@ -30,7 +30,10 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise SourceError(
-            f"rows are read from a file, but {str(path)!r} does not exist", code="missing_file", where="--data", cure="check the path"
+            f"rows are read from a file, but {str(path)!r} does not exist",
+            code="missing_file",
+            where="--data",
+            cure="check the path",
         )
     name = path.name.lower()
     try:
@@ -44,7 +47,9 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
             code="not_utf8", where=str(path), cure="convert it, for example with `iconv -t UTF-8`",
         ) from error  # fmt: skip
     except (gzip.BadGzipFile, EOFError) as error:
-        raise SourceError(f"gzip must be whole: {error}", code="bad_gzip", where=str(path), cure="fetch it again") from error
+        raise SourceError(
+            f"gzip must be whole: {error}", code="bad_gzip", where=str(path), cure="fetch it again"
+        ) from error
     if name.endswith((".jsonl", ".ndjson", ".json", ".jsonl.gz")):
         return list(_json_lines(text, path))
     return list(_csv(text, path, kinds))
@@ -73,11 +78,16 @@ def _csv(text: str, path: Path, kinds: Mapping[str, str]) -> Iterator[dict[str, 
     reader = csv.reader(io.StringIO(text, newline=""))
     header = next(reader, None)
     if not header:
-        raise DataError("a CSV file starts with a header, but this one is empty", code="empty", where=str(path), cure="add rows")
+        raise DataError(
+            "a CSV file starts with a header, but this one is empty", code="empty", where=str(path), cure="add rows"
+        )
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(
-            f"column names are unique, but {twice!r} stands twice", code="duplicate_column", where=str(path), cure="rename one"
+            f"column names are unique, but {twice!r} stands twice",
+            code="duplicate_column",
+            where=str(path),
+            cure="rename one",
         )
     parsers = [_PARSERS.get(kinds.get(name, ""), _as_text) for name in header]
     for number, cells in enumerate(reader, 1):
@@ -124,5 +134,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise SourceError(f"not a Parquet file: {error}", code="bad_parquet", where=str(path), cure="check the file") from error
+        raise SourceError(
+            f"not a Parquet file: {error}", code="bad_parquet", where=str(path), cure="check the file"
+        ) from error
     return rows

@@ -8,10 +8,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +19,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from esteira import locks
-from esteira.registry import Registry
 from esteira.settings import Settings
-from esteira.store import Store
 from pipelines.forkserver import ForkServer, Outcome
 from pipelines.plan import Plan
 from pipelines.shape import STEPS, Step
 
-PROGRESS = "\x1eprogress "
+if TYPE_CHECKING:
+    from esteira.store import Store
+
+# What a long step says on its standard error as it goes, for people and for a progress bar alike: `trial 3/8 linear: 0.99`.
+_PROGRESS = re.compile(r"(?P<noun>[a-z]+) (?P<done>\d+)/(?P<total>\d+) (?P<note>.*)")
 
 
 @dataclass
@@ -85,11 +87,11 @@ class Result:
         return document
 
 
-class Display:
-    """What a run tells a person while it goes; this one says nothing."""
+class Display(Protocol):
+    """What a run tells a person while it goes. `tick` comes about ten times a second."""
 
     def started(self, step: Step) -> None: ...
-    def progress(self, step: Step, document: Mapping[str, Any]) -> None: ...
+    def progress(self, step: Step, done: int, total: int, note: str) -> None: ...
     def tick(self) -> None: ...
     def ended(self, step: Step, record: StepRecord) -> None: ...
 
@@ -97,10 +99,10 @@ class Display:
 class _Steps:
     """Stands in for kfp's `run_local_subprocess`: forks each step, keeps its log, its time and its error."""
 
-    def __init__(self, folder: Path, display: Display, record: Callable[[StepRecord], None]) -> None:
+    def __init__(self, folder: Path, display: Display) -> None:
         self.folder = folder
         self.display = display
-        self.record = record
+        self.record: Callable[[StepRecord], None] = lambda _: None
         self.error: dict[str, Any] | None = None
         self.records: list[StepRecord] = []
         self._servers: dict[str, ForkServer] = {}
@@ -119,6 +121,7 @@ class _Steps:
         step = next(step for step in STEPS if step.name == name)
         script = next(i for i, part in enumerate(full_command) if "ephemeral_component.py" in part)
         job = {
+            "step": name,
             "source": full_command[script + 1],
             "argv": full_command[script + 2 :],
             "env": dict(env_vars or {}),
@@ -135,10 +138,9 @@ class _Steps:
         with log.open("w", encoding="utf-8") as stream:
 
             def on_line(text: str) -> None:
-                if text.startswith(PROGRESS):
-                    self.display.progress(step, json.loads(text[len(PROGRESS) :]))
-                else:
-                    stream.write(text + "\n")
+                stream.write(text + "\n")
+                if found := _PROGRESS.fullmatch(text):
+                    self.display.progress(step, int(found["done"]), int(found["total"]), found["note"])
 
             outcome = self._servers[step.imports].run(job, on_line=on_line, on_wait=self.display.tick)
         seconds = time.perf_counter() - began
@@ -174,11 +176,12 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run(plan: Plan, settings: Settings, *, build: Path = Path("build"), display: Display | None = None) -> Result:
+def run(plan: Plan, settings: Settings, display: Display, *, build: Path = Path("build")) -> Result:
     """Run the whole DAG for one line.
 
     Args:
         plan: what to run; recorded, so that it can be run again.
+        display: is told of every step.
         build: where products go; only `build/<line>/<run_id>` is written.
 
     Returns:
@@ -190,12 +193,18 @@ def run(plan: Plan, settings: Settings, *, build: Path = Path("build"), display:
     """
     # Threads of OpenMP that spin on shared cores made the same fit take a hundred times longer, at random.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    display = display or Display()
-    store = Store.open(settings.database_url, settings.tenant)
+    run_id = new_run_id()
+    folder = build / plan.line / run_id
     with locks.hold(settings.home, f"run-{plan.line}", what=f"a run of {plan.line}"), _sigterm_as_interrupt():
+        steps = _Steps(folder, display)
+        # Great Expectations takes longest to import, so its process starts before anything else is imported here.
+        steps.start("checks")
+        steps.start("learn")
+        from esteira.store import Store
+
+        store = Store.open(settings.database_url, settings.tenant)
+        steps.record = lambda record: store.record_step(run_id=run_id, **record.to_dict())
         store.reap()
-        run_id = new_run_id()
-        folder = build / plan.line / run_id
         folder.mkdir(parents=True)
         result = Result(run_id=run_id, line=plan.line, status="running", folder=folder)
         store.start_run(
@@ -205,9 +214,7 @@ def run(plan: Plan, settings: Settings, *, build: Path = Path("build"), display:
             source=plan.source,
             params=plan.model_dump(mode="json"),
         )
-        steps = _Steps(folder, display, lambda record: store.record_step(run_id=run_id, **record.to_dict()))
         try:
-            steps.start("checks")
             champion = _champion(plan.line, settings)
             _run_pipeline(plan, run_id, champion, folder, steps)
             result.status = "released"
@@ -231,6 +238,8 @@ def run(plan: Plan, settings: Settings, *, build: Path = Path("build"), display:
             _gather(result)
             if result.status == "running":
                 result.status = "failed"
+            if result.status != "released":
+                _record_unreleased(result, store, settings.actor)
             store.finish_run(
                 run_id=run_id,
                 status=result.status,
@@ -244,12 +253,32 @@ def run(plan: Plan, settings: Settings, *, build: Path = Path("build"), display:
     return result
 
 
+def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
+    """Record what a held or failed run found out: the step register does it for a released one, and was not reached."""
+    from esteira import ledger
+    from esteira.registry import datasets
+
+    ingested, validated, trained = (output_of(result.folder, step) for step in ("ingest", "validate", "train"))
+    if ingested is not None and (ingested / "dataset.json").exists():
+        profile = None if validated is None else validated / "profile.json"
+        datasets.record(store, ingested / "dataset.json", profile, actor=actor)
+    if trained is not None and (trained / "leaderboard.json").exists():
+        store.record_trials(result.run_id, json.loads((trained / "leaderboard.json").read_text(encoding="utf-8")))
+    if result.status == "held":
+        evidence = {"verdict": "held", "run_id": result.run_id, "rules": result.gate}
+        ledger.append(
+            store, kind="verdict", line=result.line, bundle_id=result.bundle_id, actor=actor, evidence=evidence
+        )
+
+
 class _StepFailed(Exception):
     """A task of the kfp pipeline failed; what it said is with the steps."""
 
 
 def _champion(line: str, settings: Settings) -> str:
     """The folder of the line's present champion, verified; empty when there is none."""
+    from esteira.registry import Registry
+
     registry = Registry(settings)
     version = registry.resolve(line)
     return "" if version is None else str(registry.fetch(version))
@@ -259,14 +288,18 @@ def _run_pipeline(plan: Plan, run_id: str, champion: str, folder: Path, steps: _
     with warnings.catch_warnings():
         # kfp warns about settings that have no effect locally (caching, display names); they are for the cluster.
         warnings.simplefilter("ignore")
-        import kfp.local
-        import kfp.local.subprocess_task_handler as handler
+        # kfp's package imports its API client, and with it all of kubernetes, unless told that it runs inside a task.
+        os.environ["_KFP_RUNTIME"] = "true"
+        import kfp  # noqa: F401 - for its side effect on what follows
+
+        del os.environ["_KFP_RUNTIME"]
+        from kfp import local as runner
+        from kfp.local import subprocess_task_handler as handler
 
         from pipelines.dag import release
 
-        steps.start("learn")
-        kfp.local.init(
-            runner=kfp.local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "steps"), raise_on_error=True
+        runner.init(
+            runner=runner.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "steps"), raise_on_error=True
         )
         original = handler.run_local_subprocess
         handler.run_local_subprocess = steps
@@ -340,8 +373,3 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def stderr_is_terminal() -> bool:
-    """Whether a live display makes sense."""
-    return sys.stderr.isatty()

@@ -25,7 +25,13 @@ def ingest(line: str, source: str, target: str, params: dict, out: Output[Datase
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def validate(
-    line: str, target: str, champion: str, params: dict, ingested: Input[Dataset], out: Output[Dataset], page: Output[HTML]
+    line: str,
+    target: str,
+    champion: str,
+    params: dict,
+    ingested: Input[Dataset],
+    out: Output[Dataset],
+    page: Output[HTML],
 ):
     """Check every row against the contract; bad rows go to quarantine."""
     from pathlib import Path
@@ -95,8 +101,8 @@ def evaluate(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def register(
-    line: str, run_id: str, params: dict, evaluated: Input[Artifact], trained: Input[Model], ingested: Input[Dataset],
-    out: Output[Artifact],
+    line: str, run_id: str, params: dict, evaluated: Input[Artifact], trained: Input[Model], validated: Input[Dataset],
+    ingested: Input[Dataset], out: Output[Artifact],
 ):  # fmt: skip
     """Record the version with its lineage; refuses a bundle without a passed verdict or a complete card."""
     from pathlib import Path
@@ -105,7 +111,8 @@ def register(
 
     step.run(
         evaluated=Path(evaluated.path), trained=Path(trained.path), dataset=Path(ingested.path) / "dataset.json",
-        line=line, run_id=run_id, out=Path(out.path), params=step.Params.model_validate(params),
+        profile=Path(validated.path) / "profile.json", line=line, run_id=run_id, out=Path(out.path),
+        params=step.Params.model_validate(params),
     )  # fmt: skip
 
 

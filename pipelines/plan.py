@@ -60,7 +60,10 @@ def read_project(path: Path = Path("params.yaml")) -> Project:
         return Project.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"params.yaml must be YAML: {str(error).splitlines()[0]}", code="bad_params", where=str(path), cure="correct it"
+            f"params.yaml must be YAML: {str(error).splitlines()[0]}",
+            code="bad_params",
+            where=str(path),
+            cure="correct it",
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

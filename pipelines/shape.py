@@ -58,7 +58,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "register",
         "Record the version with its lineage",
-        needs={"evaluated": "evaluate", "trained": "train", "ingested": "ingest"},
+        needs={"evaluated": "evaluate", "trained": "train", "validated": "validate", "ingested": "ingest"},
         takes=("line", "run_id"),
         imports="registry",
     ),

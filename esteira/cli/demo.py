@@ -31,7 +31,10 @@ def demo(line: str) -> None:
     version = registry.resolve(line)
     if version is None:
         raise Refused(
-            f"only a released line serves, but {line} has no champion", code="no_champion", where=line, cure=f"esteira run {line}"
+            f"only a released line serves, but {line} has no champion",
+            code="no_champion",
+            where=line,
+            cure=f"esteira run {line}",
         )
     golden = json.loads((registry.fetch(version) / "golden.json").read_text(encoding="utf-8"))
     row = golden["rows"][0]
@@ -59,7 +62,10 @@ def _ask(server: "subprocess.Popen[str]", line: str, row: dict[str, Any], key: s
     address = next((text.split("http://", 1)[1].strip() for text in server.stdout if text.startswith("READY ")), None)
     if address is None:
         raise OutsideError(
-            "the service must become ready, but it ended", code="not_ready", where=line, cure=f"see `esteira serve {line}`"
+            "the service must become ready, but it ended",
+            code="not_ready",
+            where=line,
+            cure=f"see `esteira serve {line}`",
         )
     body = json.dumps({"rows": [row]}, ensure_ascii=False)
     say(f"POST http://{address}/v1/predict")

@@ -1,13 +1,17 @@
 """`esteira ledger`: read, export and verify the append-only record."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from esteira.cli import emit, say
 
+if TYPE_CHECKING:
+    from esteira.store import Store
 
-def _open() -> "object":
+
+def _open() -> "Store":
     from esteira.settings import load_settings
     from esteira.store import Store
 
@@ -43,11 +47,15 @@ def log(line: str | None, limit: int, as_json: bool) -> None:
         emit({"entries": [entry.to_dict() for entry in entries]})
         return
     for entry in entries:
-        say(f"{entry.seq:>5}  {entry.at}  {entry.kind:<14} {entry.line} v{entry.version or '-'}  by {entry.actor}  {entry.hash[:12]}")
+        say(
+            f"{entry.seq:>5}  {entry.at}  {entry.kind:<14} {entry.line} v{entry.version or '-'}  by {entry.actor}  {entry.hash[:12]}"
+        )
 
 
 @ledger.command()
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write (JSON lines and a head line).")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False), help="File to write (JSON lines and a head line)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def export(out: str, as_json: bool) -> None:
     """Write all entries as JSON lines that end with a head line.

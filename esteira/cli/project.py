@@ -80,7 +80,7 @@ def data(out: str, as_json: bool) -> None:
         emit(files)
     else:
         for file in files:
-            say(f"{file}")
+            say(f"{file['path']}  {file['rows']} rows, label {file['label']} ({file['task']})")
 
 
 @click.command()
@@ -99,9 +99,8 @@ def families(as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     spec = importlib.util.find_spec("families")
     for root in (spec.submodule_search_locations or []) if spec else []:
-        for folder in sorted(Path(root).iterdir()):
-            if (folder / "__init__.py").exists():
-                found.append({"name": folder.name, "kind": load_family(folder.name).artefact_kind})
+        names = sorted(folder.parent.name for folder in Path(root).glob("*/__init__.py"))
+        found += [{"name": name, "kind": load_family(name).artefact_kind} for name in names]
     if as_json:
         emit(found)
     else:

@@ -1,7 +1,6 @@
 """`esteira run`: decide the plan, run the DAG here, tell a person how it goes and a script how it went."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -16,7 +15,9 @@ from esteira.cli import emit, fail, say
 @click.option("--as", "name", help="Name of the line: FAMILY@NAME.")
 @click.option("--set", "settings", multiple=True, metavar="STEP.KEY=VALUE", help="A parameter of a step; repeatable.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of every random step (default 42).")
-@click.option("--from", "from_run", metavar="RUN_ID", help="Repeat a recorded run: its source, label, seed and parameters.")
+@click.option(
+    "--from", "from_run", metavar="RUN_ID", help="Repeat a recorded run: its source, label, seed and parameters."
+)
 @click.option("--allow-leak", multiple=True, metavar="COL", help="Keep a column although it nearly copies the label.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def run(
@@ -38,7 +39,6 @@ def run(
       esteira run tabular --source customers.csv --target churned --set train.trials=20
     """
     from esteira.settings import load_settings
-    from esteira.store import Store
     from pipelines import local
     from pipelines.plan import Plan, decide, parse_settings, read_project
 
@@ -46,17 +46,18 @@ def run(
     sections = parse_settings(settings)
     if allow_leak:
         sections.setdefault("validate", {})["allow_leak"] = list(allow_leak)
-    store = Store.open(config.database_url, config.tenant)
     if from_run is not None:
-        recorded = Plan.model_validate(store.get_run(from_run).params)
+        from esteira.store import Store
+
+        recorded = Plan.model_validate(Store.open(config.database_url, config.tenant).get_run(from_run).params)
         plan = recorded.model_copy(update={} if seed is None else {"seed": seed})
     else:
         plan = decide(
             line, project=read_project(), source=source, target=target, name=name, seed=seed, settings=sections,
-            last=_last(store, line, name),
+            last=_last(config, line, name) if source is None or target is None else None,
         )  # fmt: skip
-    display = _Lines() if as_json or not sys.stderr.isatty() else _live()
-    result = local.run(plan, config, display=display)
+    display: Any = _Lines() if as_json or not sys.stderr.isatty() else _live()
+    result = local.run(plan, config, display)
     if as_json:
         emit(result.to_dict())
     else:
@@ -66,10 +67,14 @@ def run(
     return result.exit_code
 
 
-def _last(store: Any, line: str, name: str | None) -> dict[str, str]:
+def _last(settings: Any, line: str, name: str | None) -> dict[str, str]:
     """Source and label of the line's last run, if it had one."""
     wanted = line if name is None else f"{line.split('@')[0]}@{name}"
-    for past in store.list_runs(wanted):
+    if "@" not in wanted:
+        return {}
+    from esteira.store import Store
+
+    for past in Store.open(settings.database_url, settings.tenant).list_runs(wanted, limit=1):
         plan = past.params
         return {"source": str(plan.get("source", "")), "target": str(plan.get("target", ""))}
     return {}
@@ -100,7 +105,7 @@ class _Lines:
     def started(self, step: Any) -> None:
         pass
 
-    def progress(self, step: Any, document: Mapping[str, Any]) -> None:
+    def progress(self, step: Any, done: int, total: int, note: str) -> None:
         pass
 
     def tick(self) -> None:
@@ -126,9 +131,8 @@ def _live() -> Any:
             bars.start()
             self.task = bars.add_task(f"{step.name}: {step.title}", total=None, note="")
 
-        def progress(self, step: Any, document: Mapping[str, Any]) -> None:
-            bars.update(self.task, total=document.get("total"), completed=document.get("done", 0),
-                        note=str(document.get("note", "")))  # fmt: skip
+        def progress(self, step: Any, done: int, total: int, note: str) -> None:
+            bars.update(self.task, total=total, completed=done, note=note)
 
         def tick(self) -> None:
             bars.refresh()
@@ -139,5 +143,3 @@ def _live() -> Any:
             super().ended(step, record)
 
     return Live()
-
-

@@ -1,13 +1,16 @@
 """`esteira runs`: list, show and compare recorded runs; works without any tracking server."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from esteira.cli import emit, say
 
+if TYPE_CHECKING:
+    from esteira.store import Store
 
-def _open() -> Any:
+
+def _open() -> "Store":
     from esteira.settings import load_settings
     from esteira.store import Store
 

@@ -25,13 +25,16 @@ def serve(lines: tuple[str, ...], bundle: str | None, port: int | None) -> None:
 
     if bool(lines) == bool(bundle):
         raise ConfigError(
-            "serve takes either LINES or --bundle DIR", code="usage", where="esteira serve", cure="see `esteira serve --help`"
+            "serve takes either LINES or --bundle DIR",
+            code="usage",
+            where="esteira serve",
+            cure="see `esteira serve --help`",
         )
     settings = load_settings()
     key, made = api_key(settings)
     if made:
         say(f"API key, made now and kept in {settings.home} (shown only this once): {key}")
-    command = [sys.executable, "-m", "serving", "serve"]
+    command = [sys.executable, "-m", "serving", "serve", "--detached"]
     for line in lines:
         command += ["--line", line]
     if bundle:

@@ -66,7 +66,9 @@ def command_of(name: str) -> click.Command:
         )
     fields = module.Params.model_fields
     listing = "\n".join(f"  {key} = {field.get_default(call_default_factory=True)!r}" for key, field in fields.items())
-    options.append(click.Option(["--set", "settings"], multiple=True, metavar="KEY=VALUE", help="A parameter; repeatable."))
+    options.append(
+        click.Option(["--set", "settings"], multiple=True, metavar="KEY=VALUE", help="A parameter; repeatable.")
+    )
     options.append(click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."))
     summary = (inspect.getdoc(module.run) or "").split("\n\n")[0]
     example = f"\b\nExample:\n  esteira step {name} " + " ".join(

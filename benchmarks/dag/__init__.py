@@ -1,0 +1,1 @@
+"""The whole DAG against one plain script: `make bench`."""

@@ -1,0 +1,253 @@
+"""The whole DAG by the command line, on real rows: what a release leaves behind, and what a failure leaves alone."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.shape import NAMES
+
+HOME = {"ESTEIRA_HOME": ".esteira"}
+FEW = ("--set", "train.trials=4")
+
+
+def esteira(*arguments: str, cwd: Path, code: int | None = 0, env: dict[str, str] | None = None) -> Any:
+    """Run the command in its own process group; JSON on standard output is parsed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "esteira.cli", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, **HOME, **(env or {})},
+    )  # fmt: skip
+    assert code is None or code == done.returncode, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout) if "--json" in arguments else done
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `tabular` was released once from the sample table."""
+    folder = tmp_path_factory.mktemp("project")
+    esteira("init", cwd=folder)
+    esteira("data", cwd=folder)
+    document = esteira("run", "tabular", *FEW, "--json", cwd=folder)
+    (folder / "first.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def first(project: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((project / "first.json").read_text(encoding="utf-8"))
+    return document
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _champion(project: Path, line: str = "tabular") -> Any:
+    return next(entry["champion"] for entry in esteira("lines", "--json", cwd=project) if entry["line"] == line)
+
+
+def test_a_release_tells_all_that_others_rely_on(first: dict[str, Any]) -> None:
+    assert ("tabular", "released", 1) == (first["line"], first["status"], first["version"])
+    assert list(NAMES) == [step["name"] for step in first["steps"]]
+    assert {"ran"} == {step["status"] for step in first["steps"]}
+    assert all({"rule", "outcome", "value", "bound", "n"} <= set(rule) for rule in first["gate"])
+    assert {"PASS"} == {rule["outcome"] for rule in first["gate"] if rule["outcome"] != "NO_DATA"}
+    assert 64 == len(first["bundle_id"])
+
+
+def test_a_release_beats_its_constant_baseline(first: dict[str, Any]) -> None:
+    assert first["metrics"]["roc_auc"] > first["baseline"]["roc_auc"] + 0.3
+
+
+def test_a_release_writes_verdict_registration_and_alias_into_the_ledger(project: Path, first: dict[str, Any]) -> None:
+    entries = esteira("ledger", "log", "--line", "tabular", "--limit", "500", "--json", cwd=project)["entries"]
+
+    kinds = [entry["kind"] for entry in entries if entry["bundle_id"] == first["bundle_id"]]
+    assert {"verdict", "registration", "alias"} <= set(kinds)
+    assert esteira("ledger", "verify", "--json", cwd=project)["ok"]
+
+
+def test_predict_gives_as_many_answers_as_rows_in_their_order(project: Path, first: dict[str, Any]) -> None:
+    rows = _table(project / "data" / "breast_cancer.csv")
+
+    esteira(
+        "predict", "--bundle", first["bundle"], "--data", "data/breast_cancer.csv", "--out", "answers.csv", cwd=project
+    )
+
+    answers = _table(project / "answers.csv")
+    assert len(rows) == len(answers)
+    assert ["prediction", "proba_benign", "proba_malignant"] == list(answers[0])
+    right = sum(row["diagnosis"] == answer["prediction"] for row, answer in zip(rows, answers, strict=True))
+    assert right / len(rows) > 0.95
+
+
+def test_predict_prints_the_latency_of_single_rows(project: Path, first: dict[str, Any]) -> None:
+    done = esteira(
+        "predict", "--bundle", first["bundle"], "--data", "data/breast_cancer.csv", "--latency", "200", cwd=project
+    )
+
+    figures = json.loads(done.stdout.removeprefix("LATENCY "))
+    assert {"median", "p95", "calls"} == set(figures)
+    assert 200 == figures["calls"]
+
+
+@pytest.mark.parametrize("fault", ["flipped", "missing", "unlisted"])
+def test_a_tampered_bundle_is_refused_by_predict(
+    fault: str, project: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    import shutil
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(project / first["bundle"], bundle)
+    graph = bundle / "graph.onnx"
+    if fault == "flipped":
+        data = bytearray(graph.read_bytes())
+        data[len(data) // 2] ^= 1
+        graph.write_bytes(data)
+    elif fault == "missing":
+        graph.unlink()
+    else:
+        (bundle / "extra.json").write_text("{}", encoding="utf-8")
+
+    document = esteira(
+        "predict", "--bundle", str(bundle), "--data", "data/breast_cancer.csv", "--out", "no.csv", "--json",
+        cwd=project, code=1,
+    )  # fmt: skip
+
+    assert document["error"]["cure"]
+    assert not (project / "no.csv").exists()
+
+
+@pytest.mark.requirement("K-48")
+def test_a_worse_second_candidate_is_held_against_its_champion(project: Path) -> None:
+    """K-48, done when: "... a fresh model never serves traffic before passing the gate": neither alias nor version is made."""
+    document = esteira("run", "tabular", "--set", "train.kinds=[constant]", "--json", cwd=project, code=1)
+
+    outcomes = {rule["rule"]: rule["outcome"] for rule in document["gate"]}
+    assert "held" == document["status"]
+    assert "FAIL" in {outcome for rule, outcome in outcomes.items() if "champion" in rule}
+    assert ["ingest", "validate", "featurize", "train", "evaluate"] == [step["name"] for step in document["steps"]]
+    assert 1 == _champion(project)
+    entries = esteira("ledger", "log", "--limit", "500", "--json", cwd=project)["entries"]
+    assert any(entry["kind"] == "verdict" and entry["bundle_id"] == document["bundle_id"] for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("step", "point"),
+    [
+        ("ingest", "outputs.before_rename@ingest"),
+        ("validate", "outputs.before_rename@validate"),
+        ("featurize", "outputs.before_rename@featurize"),
+        ("train", "outputs.before_rename@train"),
+        ("evaluate", "bundle.before_seal"),
+        ("register", "register.before_row"),
+        ("deploy", "deploy.built"),
+    ],
+)
+def test_a_step_that_is_killed_leaves_the_last_good_state(step: str, point: str, project: Path) -> None:
+    """kill -9 in each step: a clear message, exit 2, and the champion still is what it was."""
+    before = _champion(project)
+
+    document = esteira(
+        "run", "tabular", *FEW, "--json", cwd=project, code=2, env={"ESTEIRA_CRASH_AT": point}
+    )  # fmt: skip
+
+    assert "failed" == document["status"]
+    assert ("step_killed", True) == (document["error"]["code"], f"step {step}" in document["error"]["where"])
+    assert before == _champion(project)
+    assert esteira("ledger", "verify", "--json", cwd=project)["ok"]
+
+
+def _start(project: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "esteira.cli", "run", "tabular", *FEW, *arguments],
+        cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, **HOME},
+    )  # fmt: skip
+
+
+def _wait_for(project: Path, pattern: str, since: set[Path]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if set(project.glob(pattern)) - since:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nothing like {pattern} appeared")
+
+
+def test_ctrl_c_ends_the_run_and_all_its_processes(project: Path) -> None:
+    before = _champion(project)
+    logs = set(project.glob("build/tabular/*/logs/validate.log"))
+    running = _start(project, "--json")
+    _wait_for(project, "build/tabular/*/logs/validate.log", logs)
+
+    os.killpg(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=20)
+
+    assert 1 == running.returncode
+    assert "interrupted" == json.loads(output)["error"]["code"]
+    assert [] == _members(running.pid)
+    assert before == _champion(project)
+    assert "failed" == esteira("runs", "list", "--json", cwd=project)[0]["status"]
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a session that still live."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == group and fields[0] != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+def test_two_runs_of_one_line_at_once_are_refused(project: Path) -> None:
+    logs = set(project.glob("build/tabular/*/logs/ingest.log"))
+    running = _start(project, "--json")
+    _wait_for(project, "build/tabular/*/logs/ingest.log", logs)
+    try:
+        document = esteira("run", "tabular", "--json", cwd=project, code=1)
+
+        assert "locked" == document["error"]["code"]
+        assert str(running.pid) in document["error"]["message"] + document["error"]["where"]
+    finally:
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=20)
+
+
+def test_bad_rows_of_a_source_end_the_run_with_a_letter(project: Path) -> None:
+    rows = (project / "data" / "breast_cancer.csv").read_text(encoding="utf-8").splitlines()
+    random.Random(0).shuffle(rows[1:])
+    (project / "bad.csv").write_text("\n".join([*rows[:50], rows[50] + ",surplus"]) + "\n", encoding="utf-8")
+
+    document = esteira("run", "tabular", "--source", "bad.csv", "--target", "diagnosis", "--json", cwd=project, code=1)
+
+    error = document["error"]
+    assert "failed" == document["status"]
+    assert "50" in error["message"] + error["where"]
+    assert error["cure"]
+
+
+@pytest.mark.requirement("K-48")
+def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, first: dict[str, Any]) -> None:
+    """K-48, done when: "same data, parameters and seed give bit-identical metrics; a fresh model never serves traffic before
+    passing the gate" (the first half; the second is the test of the held candidate)."""
+    document = esteira("run", "tabular", "--from", first["run_id"], "--json", cwd=project, code=None)
+
+    assert first["metrics"] == document["metrics"]
+    assert first["baseline"] == document["baseline"]
+    bundles = [project / found["bundle"] for found in (first, document)]
+    graphs = [(bundle / "graph.onnx").read_bytes() for bundle in bundles]
+    assert graphs[0] == graphs[1]
