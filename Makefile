@@ -44,7 +44,7 @@ test: setup  ## Run the quick tests
 test-all: setup  ## Run every test, slow ones too
 	@$(BIN)/python -m pytest
 
-check: setup  ## Everything CI does: format, lint, types, import contracts, every test
+check: setup  ## Everything CI does: format, lint, types, import contracts, the quick tests
 	@began=$$SECONDS; \
 	step() { echo "== $$1"; shift; from=$$SECONDS; "$$@" || { echo "check: FAILED at '$$*' after $$((SECONDS - began)) s"; exit 1; }; \
 	         echo "   $$((SECONDS - from)) s"; }; \
@@ -52,7 +52,7 @@ check: setup  ## Everything CI does: format, lint, types, import contracts, ever
 	step "lint" $(BIN)/ruff check .; \
 	step "types" $(BIN)/mypy; \
 	step "import contracts" $(BIN)/lint-imports; \
-	step "every test" $(BIN)/python -m pytest; \
+	step "tests" $(MAKE) test; \
 	echo "check: all passed in $$((SECONDS - began)) s"
 
 format: setup  ## Format the code and mend what the linter can mend

@@ -37,7 +37,6 @@ PRELOAD: Mapping[str, Sequence[str]] = {
         "xgboost",
         "onnx",
         "onnxruntime",
-        "matplotlib.figure",
     ),
     "checks": ("kfp.dsl.executor_main", "pandas", "great_expectations", "components.validate"),
     "registry": (

@@ -1,6 +1,7 @@
 """The command line's manners: instant help, one JSON document, errors as letters, exit codes of DESIGN 9, rule 8."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ HEAVY = (
 
 def _esteira(*arguments: str, cwd: Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
-        [sys.executable, "-m", "esteira.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-m", "esteira.cli", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "ESTEIRA_HOME": ".esteira"},
+    )  # fmt: skip
     assert code == done.returncode, done.stderr
     return done
 
@@ -71,4 +73,5 @@ def test_a_fault_of_ours_shows_no_traceback_without_debug(tmp_path: Path) -> Non
     done = _esteira("run", "tabular", "--source", "x.csv", "--target", "y", cwd=tmp_path, code=2)
 
     assert "Traceback" not in done.stderr
-    assert "error:" in done.stderr
+    assert "error: " in done.stderr
+    assert ".esteira" in done.stderr

@@ -1,6 +1,7 @@
 """A step forked from a preloaded process is still a process of its own: it fails, dies and prints for itself alone."""
 
 import errno
+import inspect
 import json
 import os
 import signal
@@ -132,6 +133,7 @@ def test_nothing_outlives_a_runner_that_is_killed(tmp_path: Path) -> None:
 
     runner.kill()
     runner.wait()
+    runner.stdout.close()
 
     deadline = time.monotonic() + 10
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
@@ -156,3 +158,12 @@ def test_a_full_disk_is_told_as_one_and_not_as_a_fault_of_ours() -> None:
 def test_the_exit_status_is_that_of_the_error() -> None:
     assert 1 == describe(GateHeld("no", code="gate_held"))["exit"]
     assert 2 == describe(ValueError("bug"))["exit"]
+
+
+def test_the_function_of_kfp_that_is_replaced_has_the_shape_we_know() -> None:
+    """The local runner calls one function of kfp's to start a step's process; ours stands in for it by its parameters."""
+    from kfp.local import subprocess_task_handler as handler
+
+    assert ["full_command", "env_vars"] == list(inspect.signature(handler.run_local_subprocess).parameters)
+    called = inspect.getsource(handler.SubprocessTaskHandler.run)
+    assert "run_local_subprocess(\n                full_command=full_command,\n                env_vars=" in called

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "The whole DAG for one line, here."),
     "step": ("step", "One step of the DAG, on folders you name."),
     "runs": ("runs", "Past runs: list, show, compare."),
+    "compile": ("compile", "The DAG as KFP's IR YAML."),
     "predict": ("predict", "Rows in, answers out, from a bundle; or its latency."),
     "serve": ("serve", "A line or a bundle as a Bento on loopback."),
     "ledger": ("ledger", "The append-only record: log, export, verify."),
@@ -33,7 +34,8 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"esteira.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        # A command that is a word of Python's own is called name_ in its module.
+        command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "compile" else cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
