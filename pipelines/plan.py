@@ -1,5 +1,6 @@
 """What one run is asked to do: line, source, label, seed and each step's section, from params.yaml and the command line."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esteira.errors import ConfigError
-from esteira.family import Line
+from esteira.family import Line, load_family
 from pipelines.shape import NAMES
 
 
@@ -145,6 +146,29 @@ def decide(
     for step in NAMES:
         section = getattr(block, f"{step}_" if step in {"validate", "register"} else step)
         sections[step] = {**section, **(settings or {}).get(step, {})}
+    check(line, sections)
     return Plan(
         line=str(line), source=source, target=target, seed=block.seed if seed is None else seed, sections=sections
     )
+
+
+def check(line: Line, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse what no step would take, before any step runs. A section that says nothing costs nothing.
+
+    Raises:
+        ConfigError: no such family, or a parameter that a step does not know or whose value it refuses.
+    """
+    load_family(line.family)
+    for step, section in sections.items():
+        if not section:
+            continue
+        try:
+            importlib.import_module(f"components.{step}").Params.model_validate(section)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ConfigError(
+                f"{step}.{'.'.join(map(str, first['loc']))}: {first['msg']}, but got {str(first['input'])[:200]!r}",
+                code="bad_params",
+                where=f"step {step}",
+                cure=f"correct params.yaml or --set; `esteira step {step} --help` lists the parameters",
+            ) from error

@@ -251,3 +251,66 @@ def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, fir
     bundles = [project / found["bundle"] for found in (first, document)]
     graphs = [(bundle / "graph.onnx").read_bytes() for bundle in bundles]
     assert graphs[0] == graphs[1]
+
+
+def test_a_rule_without_data_is_no_data_and_holds(project: Path) -> None:
+    """No request is sent to the real server, so nobody knows how fast it answers: the gate says so and holds."""
+    before = _champion(project)
+
+    document = esteira("run", "tabular", *FEW, "--set", "evaluate.calls=0", "--json", cwd=project, code=1)
+
+    outcomes = {rule["rule"]: rule["outcome"] for rule in document["gate"]}
+    assert ("held", "NO_DATA") == (document["status"], outcomes["served_in_time"])
+    assert before == _champion(project)
+
+
+@pytest.mark.parametrize("fault", ["flipped", "missing", "unlisted"])
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_a_champion_that_was_tampered_with_is_refused(command: str, fault: str, project: Path) -> None:
+    version = _champion(project)
+    bundle_id = _bundle_id(project, version)
+    sealed = next(
+        path
+        for path in project.glob(".esteira/artifacts/**/manifest.sha256")
+        if bundle_id in path.read_text(encoding="utf-8")
+    )
+    graph = sealed.parent / "graph.onnx"
+    whole = graph.read_bytes()
+    extra = sealed.parent / "extra.json"
+    try:
+        if fault == "flipped":
+            graph.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        elif fault == "missing":
+            graph.unlink()
+        else:
+            extra.write_text("{}", encoding="utf-8")
+
+        done = esteira(command, "tabular", cwd=project, code=1)
+    finally:
+        extra.unlink(missing_ok=True)
+        graph.write_bytes(whole)
+
+    assert "error: " in done.stderr
+    assert "cure: " in done.stderr
+    assert version == _champion(project)
+
+
+def _bundle_id(project: Path, version: int) -> str:
+    entries = esteira("ledger", "log", "--limit", "500", "--json", cwd=project)["entries"]
+    return next(str(entry["bundle_id"]) for entry in entries if entry["version"] == version)
+
+
+def test_a_line_serves_when_build_is_gone(project: Path) -> None:
+    """What serves comes from the registry: the answer names the champion's version and bundle."""
+    version = _champion(project)
+    hidden = project / "build-hidden"
+    (project / "build").rename(hidden)
+    try:
+        done = esteira("demo", "tabular", cwd=project)
+    finally:
+        hidden.rename(project / "build")
+
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (version, _bundle_id(project, version)) == (answer["version"], answer["bundle_id"])
+    assert answer["rows"][0]["prediction"] in {"benign", "malignant"}
+    assert answer["request_id"]

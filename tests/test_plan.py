@@ -91,3 +91,27 @@ def test_an_unknown_key_of_params_yaml_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="trian"):
         read_project(file)
+
+
+@pytest.mark.parametrize(
+    ("step", "section", "names"),
+    [
+        ("train", {"trails": 3}, "train.trails"),
+        ("train", {"trials": 0}, "train.trials"),
+        ("ingest", {"max_rows": "x"}, "max_rows"),
+    ],
+)
+def test_a_parameter_that_no_step_takes_is_refused_before_any_step_runs(
+    step: str, section: dict[str, object], names: str
+) -> None:
+    project = _project(tabular={"source": "a.csv", "target": "y"})
+
+    with pytest.raises(ConfigError, match=names) as caught:
+        decide("tabular", project=project, settings={step: section})
+
+    assert f"esteira step {step} --help" in caught.value.cure
+
+
+def test_an_unknown_family_is_refused_before_any_step_runs() -> None:
+    with pytest.raises(ConfigError, match="nofam"):
+        decide("nofam", project=Project(), source="a.csv", target="y")
