@@ -211,7 +211,7 @@ def run(
         score=found.best["score"],
         baseline=constant[0] if constant else None,
         higher_is_better=HIGHER_IS_BETTER[found.metric],
-        trials=len(board),
+        trials=sum(row["kind"] != "blend" for row in board),
         train_rows=len(y),
         features=x.shape[1],
         graph_bytes=len(files["graph.onnx"]),

@@ -125,6 +125,9 @@ class Settings(BaseModel):
     api_key: SecretStr | None = _var(
         "ESTEIRA_API_KEY", says="key of the service; without it one is made in ESTEIRA_HOME"
     )
+    operator_key: SecretStr | None = _var(
+        "ESTEIRA_OPERATOR_KEY", says="key of who may ask a service for a version that is not deployed; no default"
+    )
     host: str = _var("ESTEIRA_HOST", default="127.0.0.1", says="address to listen on")
     port: PortNumber = _var(
         "ESTEIRA_PORT", "ML_SERVICE_PORT", default=8080, says="port to listen on; 0 takes a free one"
@@ -242,8 +245,10 @@ class Settings(BaseModel):
     def _hold_together(self) -> "Settings":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.tenant):
             raise _Invalid("tenant", "must be 1 to 64 letters, digits, '-', '_' or '.'")
-        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key.get_secret_value()):
-            raise _Invalid("api_key", "must be printable ASCII without spaces")
+        for name in ("api_key", "operator_key"):
+            key = getattr(self, name)
+            if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+                raise _Invalid(name, "must be printable ASCII without spaces")
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:

@@ -139,7 +139,7 @@ def _front(inner: Any) -> Any:
     from serving.metrics import Metrics
 
     settings = load_settings(file=None)
-    operator = getattr(settings, "operator_key", None)
+    operator = settings.operator_key
     metrics = Metrics(together="PROMETHEUS_MULTIPROC_DIR" in os.environ)
     recorder = _recorder(settings)
 

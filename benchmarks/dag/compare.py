@@ -38,7 +38,16 @@ def tables(chosen: str, data: Path | None, target: str | None, work: Path) -> li
     if data is not None:
         if target is None:
             raise SystemExit("--data needs --target")
-        return [Table(data.stem, data.resolve(), target, 1.5, 3.0)]
+        name = data.name.split(".")[0].lower()
+        return [
+            Table(
+                name if name != "data" else data.resolve().parent.name,
+                _unpacked(data, work / "data.csv"),
+                target,
+                1.5,
+                3.0,
+            )
+        ]
     found = []
     if chosen in {"both", "small"}:
         _call([PYTHON, "-m", "esteira.cli", "data", "--out", str(work / "data")], work)
@@ -47,12 +56,16 @@ def tables(chosen: str, data: Path | None, target: str | None, work: Path) -> li
         folder = Path(os.environ.get("ESTEIRA_TEST_DATA", ROOT.parent / "shared" / "data"))
         source = folder / "tabular_adult" / "data.csv.gz"
         if source.exists():
-            unpacked = work / "adult.csv"
-            unpacked.write_bytes(gzip.decompress(source.read_bytes()))
-            found.append(Table("adult", unpacked, "income", 1.5, 3.0))
+            found.append(Table("adult", _unpacked(source, work / "adult.csv"), "income", 1.5, 3.0))
         else:
             print("adult is left out: $ESTEIRA_TEST_DATA has no tabular_adult/data.csv.gz", file=sys.stderr)
     return found
+
+
+def _unpacked(source: Path, file: Path) -> Path:
+    raw = source.read_bytes()
+    file.write_bytes(gzip.decompress(raw) if source.suffix == ".gz" else raw)
+    return file
 
 
 def run_ours(table: Table, state: Path, trials: int, seed: int) -> tuple[float, dict[str, Any]]:
@@ -68,13 +81,13 @@ def run_ours(table: Table, state: Path, trials: int, seed: int) -> tuple[float, 
 
 
 def run_plain(
-    table: Table, state: Path, candidates: Path, bundle: Path, trials: int, seed: int
+    table: Table, state: Path, candidates: Path, held_back: Path, bundle: Path, trials: int, seed: int
 ) -> tuple[float, dict[str, Any]]:
     """The plain script with fresh state; wall seconds and its JSON."""
     state.mkdir(parents=True)
     command = [
         PYTHON, str(Path(__file__).with_name("plain_script.py")), "--data", str(table.file), "--target", table.target,
-        "--candidates", str(candidates), "--bundle", str(bundle), "--out", str(state / "state"),
+        "--candidates", str(candidates), "--test-rows", str(held_back), "--bundle", str(bundle), "--out", str(state / "state"),
         "--trials", str(trials), "--seed", str(seed),
     ]  # fmt: skip
     began = time.perf_counter()
@@ -90,6 +103,15 @@ def write_candidates(bundle: Path, rows: int, file: Path) -> None:
     file.write_text(
         json.dumps([dataclasses.asdict(one) for one in candidates(task, int(rows * 0.8))]), encoding="utf-8"
     )
+
+
+def write_held_back(run: Path, file: Path) -> None:
+    """The rows that our side held back, from 0, for the plain script to hold back too."""
+    import pyarrow.parquet
+
+    found = next((run / "steps").glob("*/featurize/out/rows_test.parquet"))
+    rows = pyarrow.parquet.read_table(found, columns=["__row__"])["__row__"].to_pylist()
+    file.write_text(json.dumps([row - 1 for row in rows]), encoding="utf-8")
 
 
 def imports_of_steps(result: Mapping[str, Any], state: Path) -> dict[str, float]:
@@ -117,11 +139,13 @@ def imports_of_steps(result: Mapping[str, Any], state: Path) -> dict[str, float]
         "deploy": {"receipt": out["register"] / "receipt.json", "bundle": out["evaluate"] / "bundle", "line": line},
     }  # fmt: skip
     seconds = {}
+    # A fresh home, so that register and deploy do what they do at first.
+    environment = {**_environment(state), "ESTEIRA_HOME": str(state / "again" / "home")}
     for name, arguments in told.items():
         command = [PYTHON, "-X", "importtime", "-m", "esteira.cli", "step", name, "--out", str(state / "again" / name)]
         for key, value in arguments.items():
             command += [f"--{key}", str(value)]
-        done = subprocess.run(command, cwd=state, env=_environment(state), capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=state, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             print(f"  step {name} did not end well as a bare process: {done.stderr.splitlines()[-1:]}", file=sys.stderr)
         # Only lines that are not indented: what they imported in turn is within their cumulative time.
@@ -139,13 +163,15 @@ def compare(table: Table, work: Path, *, rounds: int, trials: int, seed: int) ->
     rows = sum(1 for _ in table.file.open(encoding="utf-8")) - 1
     candidates = work / table.name / "candidates.json"
     write_candidates(bundle, rows, candidates)
+    held_back = work / table.name / "held_back.json"
+    write_held_back(first / "build" / warm["line"] / warm["run_id"], held_back)
     walls: dict[str, list[float]] = {"plain": [], "esteira": []}
     documents: dict[str, list[dict[str, Any]]] = {"plain": [], "esteira": []}
     for number in range(rounds):
         for side in ("plain", "esteira"):
             state = work / table.name / f"{side}-{number}"
             if side == "plain":
-                seconds, document = run_plain(table, state, candidates, bundle, trials, seed)
+                seconds, document = run_plain(table, state, candidates, held_back, bundle, trials, seed)
             else:
                 seconds, document = run_ours(table, state, trials, seed)
             walls[side].append(round(seconds, 2))

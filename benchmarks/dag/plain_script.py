@@ -244,6 +244,9 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--candidates", type=Path, required=True, help="JSON: kinds with their spaces and defaults")
     parser.add_argument("--bundle", type=Path, required=True, help="what the server serves")
+    parser.add_argument(
+        "--test-rows", type=Path, help="JSON: rows to hold back, from 0, so that scores can be compared"
+    )
     parser.add_argument("--out", type=Path, required=True, help="a fresh folder for MLflow's state")
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--seed", type=int, default=42)
@@ -259,9 +262,13 @@ def main() -> None:
         many = labels.nunique() > 20 and pd.api.types.is_numeric_dtype(labels)
         y = labels.to_numpy(np.float64) if many else LabelEncoder().fit_transform(labels)
         classes = 0 if many else int(y.max()) + 1
-        x_train, x_test, y_train, y_test = train_test_split(
-            x, y, test_size=0.2, random_state=options.seed, stratify=None if many else y
+        train, test = train_test_split(
+            np.arange(len(x)), test_size=0.2, random_state=options.seed, stratify=None if many else y
         )
+        if options.test_rows is not None:
+            test = np.array(json.loads(options.test_rows.read_text(encoding="utf-8")))
+            train = np.setdiff1d(np.arange(len(x)), test)
+        x_train, x_test, y_train, y_test = x.iloc[train], x.iloc[test], y[train], y[test]
     with Timed("train"):
         spaces = json.loads(options.candidates.read_text(encoding="utf-8"))
         model, tried = search(x_train, y_train, spaces, classes, options.trials, options.seed)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esteira.automl.blend import Blend, choose, mean
 from esteira.automl.estimators import Estimator, make, threads
 from esteira.automl.folds import Folds, plan_folds
 from esteira.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ class Result:
     leaderboard: Sequence[Mapping[str, Any]]
     out_of_fold: NDArray[np.float64]
     metric: str
-    model: Estimator = field(repr=False)
+    model: Estimator | Blend = field(repr=False)
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Natively: probabilities `(rows, classes)`, or values `(rows,)` for regression."""
@@ -54,7 +55,7 @@ class Result:
         return self.model.graph()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Trial:
     number: int
     kind: str
@@ -137,18 +138,19 @@ def search(
                 tried.append(trial)
                 if progress is not None:
                     progress(trial.number, trials, _shown(trial.row(), metric))
-            best = min(tried, key=_rank)
+            leaders = _leaders(tried)
             for other in tried:
-                if other is not best:
+                if other not in leaders:
                     other.predictions = {}
+    best = leaders[0]
     if math.isnan(best.score):
         raise DataError(
             f"{metric} must be defined on held-back rows, but it was on none of {len(folds.scored)} folds",
             code="score_undefined", where="train", cure="give more rows of every class, or choose another metric",
         )  # fmt: skip
-    leaderboard = [_shown(trial.row(), metric) for trial in sorted(tried, key=_rank)]
     with _quiet_and_alike():
-        model, out_of_fold = fits.complete(best)
+        best, model, out_of_fold = _finish(fits, leaders, tried, scorer)
+    leaderboard = [_shown(trial.row(), metric) for trial in sorted({*tried, best}, key=_rank)]
     return Result(
         best={"kind": best.kind, "params": best.params, "score": leaderboard[0]["score"]},
         leaderboard=leaderboard,
@@ -156,6 +158,41 @@ def search(
         metric=metric,
         model=model,
     )
+
+
+def _leaders(tried: Sequence["_Trial"]) -> list["_Trial"]:
+    """The best trial of each kind, best first."""
+    best: dict[str, _Trial] = {}
+    for trial in sorted(tried, key=_rank):
+        best.setdefault(trial.kind, trial)
+    return list(best.values())
+
+
+def _finish(
+    fits: "_Fits", leaders: Sequence["_Trial"], tried: Sequence["_Trial"], scorer: _Scorer
+) -> tuple["_Trial", "Estimator | Blend", NDArray[np.float64]]:
+    """Blend the leaders of the kinds where that helps, and fit what won on all rows."""
+
+    def score(members: Sequence[_Trial], weights: Sequence[float]) -> float:
+        return fits.blended(members, weights, scorer)[0]
+
+    able = [trial for trial in leaders if trial.kind != "constant" and math.isfinite(trial.score)] or [leaders[0]]
+    weights = choose(able, score)
+    members = [able[index] for index in weights]
+    completed = fits.complete(members)
+    if len(members) == 1:
+        return leaders[0], *completed[0]
+    shares = tuple(weights.values())
+    reached, deviation = fits.blended(members, shares, scorer)
+    model = Blend(tuple(model for model, _ in completed), shares, fits.x.shape[1], fits.classes)
+    parts = [
+        {"kind": member.kind, "number": member.number, "weight": share, "params": member.params}
+        for member, share in zip(members, shares, strict=True)
+    ]
+    blend = _Trial(
+        len(tried) + 1, "blend", {"members": parts}, reached, deviation, sum(m.cost for m in members), 0.0, {}
+    )
+    return blend, model, mean([held for _, held in completed], shares)
 
 
 def _next_kinds(candidates: Sequence[Candidate], tried: Sequence[_Trial]) -> list[str]:
@@ -228,17 +265,34 @@ class _Fits:
             )
         return outcomes
 
-    def complete(self, best: _Trial) -> tuple[Estimator, NDArray[np.float64]]:
-        """The winner fitted on all rows, and its predictions on all rows by models that did not see them."""
-        rest = [fold for fold in range(self.folds.count) if fold not in best.predictions]
-        done = self._map(self._held, [(best.kind, best.params, fold) for fold in [-1, *rest]])
-        predictions = best.predictions | {
-            fold: predicted for fold, (_, predicted, _) in zip(rest, done[1:], strict=True)
-        }
-        out = np.full((len(self.y),) if self.classes is None else (len(self.y), self.classes), np.nan)
-        for fold, predicted in predictions.items():
-            out[self.folds.number == fold] = predicted
-        return done[0][0], out
+    def blended(
+        self, members: Sequence[_Trial], weights: Sequence[float], scorer: _Scorer
+    ) -> tuple[float, float | None]:
+        """Mean score and deviation of a weighted mean of members over the scored folds."""
+        scores = []
+        for fold in self.folds.scored:
+            predicted = mean([member.predictions[fold] for member in members], weights)
+            scores.append(scorer(self.y[self.folds.number == fold], predicted))
+        defined = [score for score in scores if math.isfinite(score)]
+        deviation = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+        return float(np.mean(defined)) if defined else math.nan, deviation
+
+    def complete(self, members: Sequence[_Trial]) -> list[tuple[Estimator, NDArray[np.float64]]]:
+        """Of each member: fitted on all rows, and its predictions on all rows by models that did not see them."""
+        folds = [
+            [-1, *(fold for fold in range(self.folds.count) if fold not in member.predictions)] for member in members
+        ]
+        tasks = [(m.kind, m.params, fold) for m, wanted in zip(members, folds, strict=True) for fold in wanted]
+        done = iter(self._map(self._held, tasks))
+        completed = []
+        for member, wanted in zip(members, folds, strict=True):
+            model = next(done)[0]
+            predictions = member.predictions | {fold: next(done)[1] for fold in wanted[1:]}
+            out = np.full((len(self.y),) if self.classes is None else (len(self.y), self.classes), np.nan)
+            for fold, predicted in predictions.items():
+                out[self.folds.number == fold] = predicted
+            completed.append((model, out))
+        return completed
 
     def _held(self, task: tuple[str, Mapping[str, Any], int]) -> tuple[Estimator, NDArray[np.float64], float]:
         """Fit without a fold (-1: with all rows) and predict that fold; and the seconds it took."""
