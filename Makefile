@@ -80,7 +80,7 @@ clean:  ## Remove what can be made again (.venv, build/, caches); data/ and $EST
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-lock: setup  ## Lock the newest versions that pyproject.toml allows, with hashes and without index addresses
+lock: setup  ## Lock what pyproject.toml asks for, by hash, without index addresses; LOCK_FLAGS=--upgrade takes the newest
 	@for part in "dev --extra pipeline --extra serving --group dev" "serving --extra serving -c $(LOCK)"; do \
 	  set -- $$part; name=$$1; shift; \
 	  env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \

@@ -28,7 +28,12 @@ def search() -> Search:
     return engine
 
 
-@pytest.fixture(scope="module", params=[FAMILY, nested.FAMILY, policy.FAMILY], ids=lambda family: family.name)
+# Every folder below families/ joins by being there.
+FOLDERS = sorted(path.parent.name for path in (Path(__file__).parents[1] / "families").glob("*/__init__.py"))
+EVERY = [*(load_family(name) for name in FOLDERS), nested.FAMILY, policy.FAMILY]
+
+
+@pytest.fixture(scope="module", params=EVERY, ids=lambda family: family.name)
 def family(request: pytest.FixtureRequest) -> Family:
     chosen: Family = request.param
     return chosen

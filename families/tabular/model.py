@@ -15,7 +15,7 @@ def candidates(task: Task, n_rows: int) -> list[Candidate]:
         task: binary, multiclass or regression.
         n_rows: training rows; small tables get more careful defaults and smaller leaves.
     """
-    small = n_rows < 3000
+    small = n_rows < 10_000
     leaf = 5 if small else 20
     boosting: dict[str, Any] = {"learning_rate": 0.05 if small else 0.1}
     return [
