@@ -146,7 +146,7 @@ class _Steps:
         seconds = time.perf_counter() - began
         if outcome.code != 0:
             self.error = _error_of(step, outcome, log)
-        record = StepRecord(name, "ran" if outcome.code == 0 else "failed", seconds, "no reuse was asked for")
+        record = StepRecord(name, "ran" if outcome.code == 0 else "failed", seconds, "every run runs every step")
         if self.error is not None:
             record.why = self.error["message"]
         self.records.append(record)

@@ -22,7 +22,7 @@ def test_a_gain_that_is_not_worth_a_second_model_is_left() -> None:
 
 
 def test_a_member_alone_stays_alone() -> None:
-    assert {0: 1.0} == choose(["only"], lambda chosen, shares: 1.0)
+    assert {0: 1.0} == choose(["only"], lambda _chosen, _shares: 1.0)
 
 
 @pytest.mark.parametrize("classes", [2, 3, None])
