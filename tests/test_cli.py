@@ -75,3 +75,43 @@ def test_a_fault_of_ours_shows_no_traceback_without_debug(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr
     assert ".esteira" in done.stderr
+
+
+def test_doctor_says_what_it_looked_at_and_finds_nothing_wrong_here(tmp_path: Path) -> None:
+    checks = json.loads(_esteira("doctor", "--json", cwd=tmp_path).stdout)["checks"]
+
+    assert {"python", "packages", "home", "disk", "store", "ledger", "uv", "gpu"} == {check["name"] for check in checks}
+    assert all(check["ok"] and check["detail"] for check in checks)
+
+
+def test_doctor_exits_1_and_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / ".esteira").mkdir()
+    (tmp_path / ".esteira" / "esteira.db").write_text("this is no database, whatever its name says", encoding="utf-8")
+
+    checks = json.loads(_esteira("doctor", "--json", cwd=tmp_path, code=1).stdout)["checks"]
+
+    assert {"store", "ledger"} <= {check["name"] for check in checks if not check["ok"]}
+
+
+def test_families_are_listed_once_with_what_their_bundles_hold(tmp_path: Path) -> None:
+    found = json.loads(_esteira("families", "--json", cwd=tmp_path).stdout)
+
+    assert {"name": "tabular", "kind": "onnx"} in found
+    assert len(found) == len({family["name"] for family in found})
+
+
+def test_a_folder_without_lines_says_how_to_open_one(tmp_path: Path) -> None:
+    done = _esteira("lines", cwd=tmp_path)
+
+    assert "esteira run" in done.stderr
+
+
+def test_init_twice_writes_nothing_the_second_time(tmp_path: Path) -> None:
+    first = json.loads(_esteira("init", "--json", cwd=tmp_path).stdout)["written"]
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    second = json.loads(_esteira("init", "--json", cwd=tmp_path).stdout)["written"]
+
+    assert "params.yaml" in first
+    assert [] == second
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}

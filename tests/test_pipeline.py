@@ -240,10 +240,50 @@ def test_bad_rows_of_a_source_end_the_run_with_a_letter(project: Path) -> None:
     assert error["cure"]
 
 
+EDGE = """
+import importlib.abc, json, sys
+from pathlib import Path
+
+TRAINING = {"sklearn", "xgboost", "optuna", "onnx", "pandas", "pyarrow", "scipy", "kfp", "mlflow", "bentoml", "sqlalchemy"}
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in TRAINING:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from esteira.bundle import answerer, open_bundle
+opened = open_bundle(Path(sys.argv[1]))
+golden = json.loads(opened.read("golden.json"))
+print(json.dumps({"manifest": dict(opened.manifest), "golden": golden, "answers": answerer(opened).answer(golden["rows"])}))
+"""
+
+
+@pytest.mark.requirement("K-04")
+def test_a_bundle_answers_where_no_training_library_is(project: Path, first: dict[str, Any]) -> None:
+    """K-04, done when: "the exported artefact loaded in a process without the training libraries reproduces reference
+    predictions": the golden rows' answers were written by the native model when it was trained."""
+    done = subprocess.run(
+        [sys.executable, "-c", EDGE, first["bundle"]], cwd=project, capture_output=True, text=True, check=True
+    )
+
+    found = json.loads(done.stdout)
+    assert len(found["golden"]["rows"]) >= 20
+    for wanted, answer in zip(found["golden"]["answers"], found["answers"], strict=True):
+        assert wanted["prediction"] == answer["prediction"]
+        assert wanted["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-9)
+    columns = [column["name"] for column in found["manifest"]["schema"]["columns"]]
+    assert 30 == len(columns)
+    assert all({"sha256", "size"} == set(file) for file in found["manifest"]["files"].values())
+
+
+@pytest.mark.requirement("S-42")
 @pytest.mark.requirement("K-48")
 def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, first: dict[str, Any]) -> None:
     """K-48, done when: "same data, parameters and seed give bit-identical metrics; a fresh model never serves traffic before
-    passing the gate" (the first half; the second is the test of the held candidate)."""
+    passing the gate" (the first half; the second is the test of the held candidate).
+
+    S-42, done when: "a run can be repeated from its record"."""
     document = esteira("run", "tabular", "--from", first["run_id"], "--json", cwd=project, code=None)
 
     assert first["metrics"] == document["metrics"]
@@ -314,3 +354,16 @@ def test_a_line_serves_when_build_is_gone(project: Path) -> None:
     assert (version, _bundle_id(project, version)) == (answer["version"], answer["bundle_id"])
     assert answer["rows"][0]["prediction"] in {"benign", "malignant"}
     assert answer["request_id"]
+
+
+def test_recorded_runs_are_listed_shown_and_compared(project: Path, first: dict[str, Any]) -> None:
+    runs = esteira("runs", "list", "--line", "tabular", "--json", cwd=project)
+    shown = esteira("runs", "show", first["run_id"], "--json", cwd=project)
+    other = next(run for run in runs if run["status"] == "held")
+    compared = esteira("runs", "compare", first["run_id"], other["run_id"], "--json", cwd=project)
+
+    assert first["run_id"] in {run["run_id"] for run in runs}
+    assert list(NAMES) == [step["name"] for step in shown["steps"]]
+    assert len(shown["trials"]) >= 4
+    assert shown["metrics"]["roc_auc"] == first["metrics"]["roc_auc"]
+    assert {"params", "metrics"} <= set(compared)

@@ -20,9 +20,6 @@ from esteira.checks import CrossRule
 from esteira.errors import ConfigError, DataError, EsteiraError, Refused, SourceError
 from esteira.features.contract import Column, TableContract, Target
 
-# Great Expectations takes seconds to import; one process of the test run pays for it.
-pytestmark = pytest.mark.xdist_group("great_expectations")
-
 LINE = "tabular@t"
 
 
