@@ -30,6 +30,8 @@ from pipelines.shape import STEPS, Step
 if TYPE_CHECKING:
     from esteira.store import Store
 
+# Where kfp keeps outputs within a run's folder while it runs.
+KFP = "kfp"
 # What a long step says on its standard error as it goes, for people and for a progress bar alike: `trial 3/8 linear: 0.99`.
 _PROGRESS = re.compile(r"(?P<noun>[a-z]+) (?P<done>\d+)/(?P<total>\d+) (?P<note>.*)")
 
@@ -235,6 +237,7 @@ def run(plan: Plan, settings: Settings, display: Display, *, build: Path = Path(
         finally:
             steps.stop()
             result.steps = steps.records
+            _settle(folder)
             _gather(result)
             if result.status == "running":
                 result.status = "failed"
@@ -299,7 +302,7 @@ def _run_pipeline(plan: Plan, run_id: str, champion: str, folder: Path, steps: _
         from pipelines.dag import release
 
         runner.init(
-            runner=runner.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "steps"), raise_on_error=True
+            runner=runner.SubprocessRunner(use_venv=False), pipeline_root=str(folder / KFP), raise_on_error=True
         )
         original = handler.run_local_subprocess
         handler.run_local_subprocess = steps
@@ -340,10 +343,16 @@ def _gather(result: Result) -> None:
         result.version = _read_json(registered / "receipt.json").get("version")
 
 
+def _settle(folder: Path) -> None:
+    """Give each step's output its plain place, `<run>/<step>/`; kfp files it below a name with the time in it."""
+    for out in (folder / KFP).glob("*/*/out"):
+        out.rename(folder / out.parent.name)
+    shutil.rmtree(folder / KFP, ignore_errors=True)
+
+
 def output_of(folder: Path, step: str) -> Path | None:
-    """The output folder of a step within a run's folder, or None."""
-    found = sorted((folder / "steps").glob(f"*/{step}/out"))
-    return found[-1] if found else None
+    """The output folder of a step within the folder of a run that ended, or None."""
+    return folder / step if (folder / step).is_dir() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before any test module imports a library. Spinning libgomp threads slow fits a hundred times, at random.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["MPLBACKEND"] = "Agg"
+# A suite in the background of a script has SIGINT ignored, and its children inherit that; what is handled they do not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test calls home.
 for _name, _value in {
     "GX_ANALYTICS_ENABLED": "false",

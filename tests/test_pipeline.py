@@ -64,6 +64,15 @@ def test_a_release_tells_all_that_others_rely_on(first: dict[str, Any]) -> None:
     assert 64 == len(first["bundle_id"])
 
 
+def test_a_release_leaves_each_steps_products_under_the_steps_name(project: Path, first: dict[str, Any]) -> None:
+    folder = project / "build" / "tabular" / first["run_id"]
+
+    assert {*NAMES, "logs", "run.json"} == {path.name for path in folder.iterdir()}
+    assert f"build/tabular/{first['run_id']}/evaluate/bundle" == first["bundle"]
+    assert (folder / "validate" / "contract.yaml").is_file()
+    assert (folder / "deploy" / "bento").is_dir()
+
+
 def test_a_release_beats_its_constant_baseline(first: dict[str, Any]) -> None:
     assert first["metrics"]["roc_auc"] > first["baseline"]["roc_auc"] + 0.3
 

@@ -109,7 +109,7 @@ def write_held_back(run: Path, file: Path) -> None:
     """The rows that our side held back, from 0, for the plain script to hold back too."""
     import pyarrow.parquet
 
-    found = next((run / "steps").glob("*/featurize/out/rows_test.parquet"))
+    found = run / "featurize" / "rows_test.parquet"
     rows = pyarrow.parquet.read_table(found, columns=["__row__"])["__row__"].to_pylist()
     file.write_text(json.dumps([row - 1 for row in rows]), encoding="utf-8")
 
@@ -117,12 +117,9 @@ def write_held_back(run: Path, file: Path) -> None:
 def imports_of_steps(result: Mapping[str, Any], state: Path) -> dict[str, float]:
     """Seconds that each step spends in imports as a bare process, by `python -X importtime`, on the folders of a finished run."""
     line, run_id = result["line"], result["run_id"]
-    folder = state / "build" / line / run_id / "steps"
-    plan = json.loads((state / "build" / line / run_id / "run.json").read_text(encoding="utf-8"))["plan"]
-    out = {
-        name: next(folder.glob(f"*/{name}/out"))
-        for name in ("ingest", "validate", "featurize", "train", "evaluate", "register")
-    }
+    folder = state / "build" / line / run_id
+    plan = json.loads((folder / "run.json").read_text(encoding="utf-8"))["plan"]
+    out = {name: folder / name for name in ("ingest", "validate", "featurize", "train", "evaluate", "register")}
     contract, dataset = out["validate"] / "contract.yaml", out["ingest"] / "dataset.json"
     told: dict[str, dict[str, Any]] = {
         "ingest": {"source": plan["source"], "target": plan["target"], "line": line},

@@ -92,7 +92,7 @@ def _tell(result: Any) -> None:
     for rule in result.gate:
         colour = {"PASS": "green", "FAIL": "red"}.get(rule["outcome"], "yellow")
         say(f"  {click.style(rule['outcome'], fg=colour):<16} {rule['rule']}")
-    pages = sorted(result.folder.glob("steps/*/*/out/report.html"))
+    pages = sorted(result.folder.glob("*/report.html"))
     for page in pages:
         say(f"  read: {page}")
     if result.status == "released":
