@@ -318,26 +318,27 @@ def test_a_rule_without_data_is_no_data_and_holds(project: Path) -> None:
 def test_a_champion_that_was_tampered_with_is_refused(command: str, fault: str, project: Path) -> None:
     version = _champion(project)
     bundle_id = _bundle_id(project, version)
-    sealed = next(
-        path
-        for path in project.glob(".esteira/artifacts/**/manifest.sha256")
-        if bundle_id in path.read_text(encoding="utf-8")
-    )
-    graph = sealed.parent / "graph.onnx"
-    whole = graph.read_bytes()
-    extra = sealed.parent / "extra.json"
+    # Equal runs give equal bundles, so more than one version may have this one; all their copies are changed.
+    graphs = [
+        sealed.parent / "graph.onnx"
+        for sealed in project.glob(".esteira/artifacts/**/manifest.sha256")
+        if bundle_id in sealed.read_text(encoding="utf-8")
+    ]
+    whole = graphs[0].read_bytes()
     try:
-        if fault == "flipped":
-            graph.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-        elif fault == "missing":
-            graph.unlink()
-        else:
-            extra.write_text("{}", encoding="utf-8")
+        for graph in graphs:
+            if fault == "flipped":
+                graph.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+            elif fault == "missing":
+                graph.unlink()
+            else:
+                graph.with_name("extra.json").write_text("{}", encoding="utf-8")
 
         done = esteira(command, "tabular", cwd=project, code=1)
     finally:
-        extra.unlink(missing_ok=True)
-        graph.write_bytes(whole)
+        for graph in graphs:
+            graph.with_name("extra.json").unlink(missing_ok=True)
+            graph.write_bytes(whole)
 
     assert "error: " in done.stderr
     assert "cure: " in done.stderr
