@@ -1,6 +1,5 @@
 """Validate types good rows, sets bad ones aside with a reason each, and scores what it saw."""
 
-import importlib.util
 import json
 import math
 from datetime import UTC, datetime
@@ -394,9 +393,6 @@ def test_a_contract_of_another_label_is_a_wrong_argument(tmp_path: Path) -> None
 # ---------------------------------------------------------------- leaks
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("families.tabular.leaks") is None, reason="families.tabular.leaks is not there"
-)
 def test_a_near_copy_of_the_label_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
     frame = _people()
     frame["outcome"] = frame["y"].map({"yes": "won", "no": "lost"})
