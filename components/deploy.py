@@ -170,3 +170,9 @@ def _last_json(text: str) -> dict[str, Any]:
             if isinstance(found, dict):
                 return found
     return {}
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("deploy")

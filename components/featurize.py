@@ -1,8 +1,12 @@
-"""Step `featurize`: splits the good rows, decodes them to float32 vectors; what is fitted sees training rows only."""
+"""Step `featurize`: splits the good rows, makes float32 features of them, holds the features against what can be learned from.
+
+What is fitted sees training rows only.
+"""
 
 import io
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esteira import outputs
 from esteira.errors import DataError
+from esteira.family import Line, load_trainable
+from esteira.features import table
+from esteira.features.answers import class_key
 from esteira.features.contract import TableContract
+from esteira.features.labels import encode_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROW = "__row__"
+_SAID = 10  # findings that go into the log; features.json has them all
 Method = Literal["stratified", "random", "time", "group"]
 
 
@@ -182,29 +191,28 @@ def _by_group(series: "pd.Series[Any]", test_size: float, rng: np.random.Generat
 
 
 def run(*, rows: Path, contract: Path, out: Path, params: Params | None = None, seed: int = 42) -> Report:
-    """Split, fit the decoder on the training rows, decode both parts.
+    """Split, fit the family's featurizer on the training rows, make the features of both parts and look at them.
 
     Args:
         rows: validate's rows.parquet.
         contract: validate's contract.yaml.
-        out: folder for decoder.json, x_train.npy, y_train.npy, x_test.npy, y_test.npy (x float32 (rows, features);
-            y class codes int64 or values float64), rows_train.parquet, rows_test.parquet and split.json. Rows keep
-            the source's order; split by time, they are in time order.
+        out: folder for x_train.npy, y_train.npy, x_test.npy, y_test.npy (x float32 (rows, features); y class codes int64
+            or values float64), rows_train.parquet, rows_test.parquet, split.json, features.json (names, groups by
+            source column, findings; see `esteira.features.table`) and the featurizer's own files, such as decoder.json.
+            Rows keep the source's order; split by time, they are in time order.
         params: the step's section of params.yaml.
         seed: of the split.
 
     Raises:
-        DataError: too few rows, an absent column, a cell that cannot be decoded.
+        ConfigError: the family cannot run.
+        DataError: too few rows, an absent column, a cell that cannot be decoded, an infinite feature.
         OutsideError: the disk is full.
     """
     import pandas as pd
 
-    from esteira.features.decode import fit_decoder
-    from families.tabular.answer import class_key
-    from families.tabular.features import encode_labels
-
     params = params or Params()
     agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
+    family = load_trainable(Line.parse(agreed.line).family)
     frame = pd.read_parquet(rows)
     y = encode_labels(frame[agreed.target.name], agreed.target)
     chosen = split(frame, y, agreed, test_size=params.test_size, seed=seed)
@@ -218,14 +226,20 @@ def run(*, rows: Path, contract: Path, out: Path, params: Params | None = None, 
             where=f"{agreed.line}, column {agreed.target.name}",
             cure="bring more rows, or split another way",
         )
-    decoder = fit_decoder(train, agreed)
+    featurizer = family.featurizer(train, agreed)
+    x_train, x_test, files = featurizer.frame(train), featurizer.frame(test), featurizer.files()
+    parts = {"train": (x_train, _numbers(train, chosen.train)), "test": (x_test, _numbers(test, chosen.test))}
+    records, findings = table.examine(featurizer.names, parts, f"{agreed.line}, step featurize")
+    for finding in findings[:_SAID]:
+        print(f"feature {finding.column!r} {finding.message}", file=sys.stderr)
+    made = table.record(featurizer.names, featurizer.categorical, featurizer.groups, list(files), records, findings)
     report = Report(
         method=chosen.method,
         seed=seed,
         test_size=params.test_size,
         train_rows=len(train),
         test_rows=len(test),
-        features=len(decoder.names),
+        features=len(featurizer.names),
         classes=None if classes is None else {
             class_key(name): (int((y_train == code).sum()), int((y_test == code).sum()))
             for code, name in enumerate(classes)
@@ -236,17 +250,27 @@ def run(*, rows: Path, contract: Path, out: Path, params: Params | None = None, 
     outputs.write(
         out,
         {
-            "decoder.json": decoder.to_json().encode(),
-            "x_train.npy": _npy(decoder.frame(train)),
+            **files,
+            "x_train.npy": _npy(x_train),
             "y_train.npy": _npy(y_train),
-            "x_test.npy": _npy(decoder.frame(test)),
+            "x_test.npy": _npy(x_test),
             "y_test.npy": _npy(y_test),
             "rows_train.parquet": _parquet(train),
             "rows_test.parquet": _parquet(test),
-            "split.json": (json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode(),
+            "split.json": _json(report.model_dump(mode="json")),
+            "features.json": _json(made),
         },
     )
     return report
+
+
+def _numbers(part: "pd.DataFrame", positions: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """The source's row numbers, from 1."""
+    return part[ROW].to_numpy(np.int64) if ROW in part.columns else positions + 1
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _npy(array: "NDArray[Any]") -> bytes:
@@ -259,3 +283,9 @@ def _parquet(frame: "pd.DataFrame") -> bytes:
     buffer = io.BytesIO()
     frame.reset_index(drop=True).to_parquet(buffer, index=False)
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("featurize")

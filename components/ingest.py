@@ -162,3 +162,9 @@ def _parquet(table: "pa.Table") -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue())
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("ingest")

@@ -151,3 +151,9 @@ def _read(path: Path) -> Any:
             where=f"step register, {path.parent.name}/{path.name}",
             cure="run the steps before it again",
         ) from error
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("register")

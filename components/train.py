@@ -4,7 +4,6 @@ The native model's own answers to some rows (`golden.json`) and to all test rows
 the exported model can be held to them.
 """
 
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from esteira import outputs
 from esteira.errors import ConfigError
-from esteira.family import Candidate, Line, load_family
+from esteira.family import Answerer, Candidate, Line, load_trainable
 from esteira.features.contract import TableContract
 from esteira.features.metrics import HIGHER_IS_BETTER
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from esteira.automl import Folds, Result
-    from esteira.features.decode import Decoder
 
 
 class Params(BaseModel):
@@ -102,12 +100,15 @@ class NativeBundle:
         return {"y": self._found.predict(x)}
 
 
-def golden_rows(rows: Sequence[Mapping[str, Any]], decoder: "Decoder", count: int) -> list[dict[str, Any]]:
+def golden_rows(
+    rows: Sequence[Mapping[str, Any]], contract: TableContract, model: Answerer, count: int
+) -> list[dict[str, Any]]:
     """Rows to hold an export to: rows with gaps, rows spread over all, one with an unseen category, one with no cell filled.
 
     Args:
         rows: JSON rows that obey the contract, at least one.
-        decoder: tells which columns are categories.
+        contract: tells which columns are categories.
+        model: tells which of the made-up rows must be answered at all.
         count: about how many are wanted.
     """
     gaps = [at for at, row in enumerate(rows) if any(value is None for value in row.values())][: max(1, count // 4)]
@@ -115,23 +116,22 @@ def golden_rows(rows: Sequence[Mapping[str, Any]], decoder: "Decoder", count: in
     wanted = min(len(others), max(0, count - len(gaps)))
     chosen = [rows[at] for at in gaps + [others[place * len(others) // wanted] for place in range(wanted)]]
     first = chosen[0]
-    unseen = {column.name: "never seen before" for column in decoder.columns if column.kind == "category"}
-    made = [{**first, **unseen}] if unseen else []
-    return [*map(dict, chosen), *made, dict.fromkeys(first)]
+    unseen = {column.name: "never seen before" for column in contract.columns if column.kind == "category"}
+    made = [*([{**first, **unseen}] if unseen else []), dict.fromkeys(first)]
+    refused = {finding.row for finding in model.check(made) if finding.severity == "error"}
+    return [*map(dict, chosen), *(row for at, row in enumerate(made) if at not in refused)]
 
 
-def reference(
-    rows: Sequence[Mapping[str, Any]], decoder: "Decoder", label: str, truths: Sequence[Any]
-) -> dict[str, Any]:
+def reference(rows: Sequence[Mapping[str, Any]], contract: TableContract, truths: Sequence[Any]) -> dict[str, Any]:
     """A sample of training rows by column, with their labels, for comparison with later data."""
     return {
         "version": 1,
         "rows": len(rows),
         "columns": [
-            {"name": column.name, "kind": column.kind, "values": [row[column.name] for row in rows]}
-            for column in decoder.columns
+            {"name": column.name, "kind": column.kind, "values": [row.get(column.name) for row in rows]}
+            for column in contract.columns
         ],
-        "label": {"name": label, "values": list(truths)},
+        "label": {"name": contract.target.name, "values": list(truths)},
     }
 
 
@@ -144,56 +144,55 @@ def run(
         features: featurize's folder.
         contract: validate's contract.yaml.
         line: `FAMILY` or `FAMILY@NAME`.
-        out: folder for `model/` (graph.onnx, decoder.json, post.json, golden.json `{"rows", "answers"}`, reference.json),
-            leaderboard.json (a list, best first) and native_test.npy (probabilities (rows, classes), or values (rows,)).
+        out: folder for `model/` (graph.onnx, the featurizer's files, post.json, golden.json `{"rows", "answers"}`,
+            reference.json), leaderboard.json (a list, best first) and native_test.npy (probabilities (rows, classes), or values (rows,)).
             The same inputs, params and seed give the same bytes.
         params: the step's section of params.yaml.
         seed: of folds, proposals, fits and samples.
 
     Raises:
-        ConfigError: unknown family, metric or kind.
+        ConfigError: unknown family, metric or kind, or a family that cannot run.
         DataError: too few rows for a search.
         OutsideError: the disk is full.
     """
     import pandas as pd
 
     from esteira.automl import search
-    from esteira.features.decode import Decoder, json_rows
-    from families.tabular.answer import STAGES, post_of
+    from esteira.features.decode import json_rows
 
     params = params or Params()
     agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
     target = agreed.target
     name = Line.parse(line).family
-    family, offers = load_family(name), _offers(name)
-    decoder_json = (features / "decoder.json").read_bytes()
-    decoder = Decoder.from_json(decoder_json)
+    family = load_trainable(name)
+    made = json.loads((features / "features.json").read_bytes())
     x, y = _load(features / "x_train.npy"), _load(features / "y_train.npy")
     train_rows = pd.read_parquet(features / "rows_train.parquet")
     found = search(
         x,
         y,
         task=target.task,
-        categorical=decoder.categorical,
-        candidates=choose_candidates(offers.candidates(target.task, len(y)), params.kinds),
-        metric=params.metric or offers.PRIMARY[target.task],
+        categorical=made["categorical"],
+        candidates=choose_candidates(family.candidates(target.task, len(y)), params.kinds),
+        metric=params.metric or family.metric(target.task),
         trials=params.trials,
         seed=seed,
         classes=None if target.classes is None else len(target.classes),
         folds=_folds(train_rows, y, agreed, seed),
         progress=_say,
     )
-    post = post_of(target, y, found.out_of_fold)
-    files = {"graph.onnx": found.graph(), "decoder.json": decoder_json, "post.json": _json(post)}
-    manifest = {"family": name, "line": line, "task": target.task, "stages": list(STAGES), "post": post}
+    post = family.post(agreed, y, found.out_of_fold)
+    files = {"graph.onnx": found.graph(), "post.json": _json(post)}
+    files |= {file: (features / file).read_bytes() for file in made["files"]}
+    manifest = {"family": name, "line": line, **family.manifest(agreed, post)}
     native = family.open(NativeBundle(manifest, files, found))
-    test = json_rows(pd.read_parquet(features / "rows_test.parquet"), decoder)
-    golden = golden_rows(test, decoder, params.golden_rows)
+    test = json_rows(pd.read_parquet(features / "rows_test.parquet"), agreed)
+    golden = golden_rows(test, agreed, native, params.golden_rows)
     files["golden.json"] = _json({"rows": golden, "answers": native.answer(golden)})
     picked = np.sort(np.random.default_rng(seed).permutation(len(y))[: params.reference_rows])
-    sample = json_rows(train_rows.iloc[picked], decoder)
+    sample = json_rows(train_rows.iloc[picked], agreed)
     truths = [target.classes[int(code)] for code in y[picked]] if target.classes else y[picked].tolist()
-    files["reference.json"] = _json(reference(sample, decoder, target.name, truths))
+    files["reference.json"] = _json(reference(sample, agreed, truths))
     # A wall time would make every training's bytes different, so it stays out of what is kept.
     board = [
         {"metric": found.metric, **{key: value for key, value in row.items() if key != "fit_seconds"}}
@@ -216,17 +215,6 @@ def run(
         features=x.shape[1],
         graph_bytes=len(files["graph.onnx"]),
     )
-
-
-def _offers(family: str) -> Any:
-    """The module in which a family says what may be tried."""
-    try:
-        return importlib.import_module(f"families.{family}.model")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"a family says in model.py what may be tried, but {family!r} has none",
-            code="no_candidates", where=f"families/{family}/model.py", cure="see families/tabular/model.py",
-        ) from error  # fmt: skip
 
 
 def _folds(rows: "pd.DataFrame", y: "NDArray[Any]", contract: TableContract, seed: int) -> "Folds":
@@ -266,3 +254,9 @@ def _npy(array: "NDArray[Any]") -> bytes:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("train")

@@ -1,25 +1,29 @@
 """Holds every row against the line's contract: good rows go on typed, bad ones into quarantine with a reason each.
 
-The contract is inferred from the first data of a line and enforced on all later data. Which cells break it is decided once,
-by `esteira.checks`; the Great Expectations suite made from the same contract must count the same, or the step stops.
+The family infers the contract from the first data of a line, or declares it; what a line has accepted is enforced on all
+later data. Which cells break it is decided once, by `esteira.checks`, and a family may add rules on whole rows; the Great
+Expectations suite made from the same contract must count the same, or the step stops.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components import champions
 from esteira import checks, expectations, outputs
 from esteira.checks import CrossRule, Fault, Quality, Typed
 from esteira.checks_page import page
 from esteira.errors import ConfigError, DataError, Refused, SourceError
-from esteira.family import Finding, Line
-from esteira.features.contract import ColumnKind, TableContract, Task
+from esteira.family import Finding, Line, Trainable, load_trainable
+from esteira.features.contract import ColumnKind, ContractOptions, TableContract, Task
+from esteira.features.decode import json_rows
+from esteira.features.leaks import find_leaks
 from esteira.features.parse import shown
 from esteira.sources import ROW_NUMBER
 
@@ -60,6 +64,11 @@ class Params(BaseModel):
     time_column: str | None = None
     group_column: str | None = None
 
+    @property
+    def options(self) -> ContractOptions:
+        """What the family is told when it makes the contract."""
+        return ContractOptions.model_validate(self.model_dump(include=set(ContractOptions.model_fields)))
+
 
 class Report(BaseModel):
     """What was found."""
@@ -91,9 +100,7 @@ class _Checked:
     expectations: list[dict[str, Any]]
 
 
-def run(
-    *, rows: Path, dataset: Path, target: str, line: str, champion: Path | None = None, out: Path, params: Params
-) -> Report:
+def run(*, rows: Path, dataset: Path, target: str, line: str, champion: str = "", out: Path, params: Params) -> Report:
     """Validate rows into `out`: rows.parquet, contract.yaml, quarantine.jsonl, profile.json, findings.json, expectations.json,
     report.html.
 
@@ -105,30 +112,36 @@ def run(
         dataset: `dataset.json` of ingest.
         target: name of the label column.
         line: the line whose data this is.
-        champion: folder of the present champion's bundle, or a contract file; its contract is enforced. None infers one.
+        champion: the present champion, whose contract is enforced: a folder, `file://` or `s3://` address of its bundle, a
+            contract file, or `@champion` for the registry's. Empty, or a line without one, lets the family make a contract.
         out: folder of the outputs; created.
         params: limits and what people know of the columns.
 
     Raises:
         DataError: no or one-valued label, a missing or changed column, infinite numbers, too many bad rows, too few good ones,
             a near-copy of the label.
-        ConfigError: a parameter names a column that is not there, or the contract is of another line or label.
-        Refused: rows.parquet is not what ingest wrote.
+        ConfigError: the family cannot run, a parameter names a column that is not there, or the contract is of another line
+            or label.
+        Refused: rows.parquet is not what ingest wrote, or the champion is not what was sealed.
         SourceError: an input is missing.
         OutsideError: the disk is full.
     """
-    described, frame = _read(rows, dataset)
+    family = load_trainable(Line.parse(line).family)
+    accepted = champions.folder(champion, line)
+    described, frame, nested = _read(rows, dataset)
     where = f"{line}, step validate, {described['source']}"
     checks.require_target(list(frame.columns), target, where)
     checks.require_classes(frame[target], target, f"{where}, column {target!r}")
     rules = [CrossRule.parse(text) for text in params.rules]
-    if champion is None:
-        contract, notes = _infer(frame, target, line, where, params)
+    if accepted is None:
+        contract, notes = _made(family, frame, target, line, where, params)
     else:
-        contract, notes = _accepted(champion, frame, target, line)
+        contract, notes = _accepted(accepted, target, line), []
+    _require_flat(nested, contract, where)
+    notes += _unknown(checks.require_columns(list(frame.columns), contract), len(frame))
     limit = contract.max_bad_share if params.max_bad_share is None else params.max_bad_share
-    checked = _check(frame, contract, notes, rules, params)
-    refusal = _refusal(frame, checked, limit, params, where, accepted=champion is not None)
+    checked = _check(family, frame, contract, notes, rules, params)
+    refusal = _refusal(frame, checked, limit, params, where, accepted=accepted is not None)
     files = _files(checked, described, line, limit, refusal)
     if refusal is not None:
         outputs.write(out, files)
@@ -150,7 +163,8 @@ def run(
     )
 
 
-def _read(rows: Path, dataset: Path) -> tuple[dict[str, Any], "pd.DataFrame"]:
+def _read(rows: Path, dataset: Path) -> tuple[dict[str, Any], "pd.DataFrame", list[str]]:
+    """dataset.json, the rows, and the columns whose cells are JSON text of nested values."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -172,33 +186,22 @@ def _read(rows: Path, dataset: Path) -> tuple[dict[str, Any], "pd.DataFrame"]:
             where=f"step validate, {described['source']}",
             cure="run the step ingest again",
         )
-    return described, pq.read_table(pa.BufferReader(data)).to_pandas()
+    table = pq.read_table(pa.BufferReader(data))
+    nested = [field.name for field in table.schema if pa.types.is_large_string(field.type)]
+    return described, table.to_pandas(), nested
 
 
 # ---------------------------------------------------------------- the contract
 
 
-def _infer(
-    frame: "pd.DataFrame", target: str, line: str, where: str, params: Params
+def _made(
+    family: Trainable, frame: "pd.DataFrame", target: str, line: str, where: str, params: Params
 ) -> tuple[TableContract, list[dict[str, Any]]]:
-    """A contract from the rows, and notes as findings."""
-    import importlib
-
+    """The family's contract for these rows, and notes as findings."""
     limit = (
         TableContract.model_fields["max_bad_share"].default if params.max_bad_share is None else params.max_bad_share
     )
-    module = importlib.import_module(f"families.{Line.parse(line).family}.contract")
-    contract, notes = module.infer(
-        _without_infinite(frame, limit, where),
-        target,
-        line,
-        kinds=params.kinds,
-        task=params.task,
-        drop=params.drop,
-        time_column=params.time_column,
-        group_column=params.group_column,
-        max_bad_share=limit,
-    )
+    contract, notes = family.contract(_without_infinite(frame, limit, where), target, line, params.options)
     return contract, _notes(notes, len(frame))
 
 
@@ -258,14 +261,11 @@ def _mostly_numbers(series: "pd.Series[Any]") -> bool:
     return bool(pd.to_numeric(present, errors="coerce").notna().mean() >= 0.95)
 
 
-def _accepted(
-    champion: Path, frame: "pd.DataFrame", target: str, line: str
-) -> tuple[TableContract, list[dict[str, Any]]]:
-    """The line's accepted contract, held against the table's columns; new columns as findings.
+def _accepted(champion: Path, target: str, line: str) -> TableContract:
+    """The line's accepted contract.
 
     Raises:
         ConfigError: it is of another line or label.
-        DataError: a required column is missing.
         Refused: there is no readable contract.
     """
     contract = _contract_of(champion)
@@ -277,10 +277,32 @@ def _accepted(
                 where=f"contract of {contract.line}",
                 cure="name the same line and label, or open a new line with --as NAME",
             )
-    extra = checks.require_columns(list(frame.columns), contract)
-    return contract, [
+    return contract
+
+
+def _require_flat(nested: Sequence[str], contract: TableContract, where: str) -> None:
+    """Refuse nested cells where the contract takes a number, text, a boolean or a date.
+
+    Raises:
+        DataError: names the column.
+    """
+    objects = {column.name for column in contract.columns if column.kind == "object"}
+    used = {column.name for column in contract.columns} | {contract.target.name}
+    wrong = [name for name in nested if name in used - objects]
+    if wrong:
+        raise DataError(
+            f"a cell is a number, text, a boolean or a date, but column {wrong[0]!r} holds objects or arrays",
+            code="nested_column",
+            where=f"{where}, column {wrong[0]!r}",
+            cure=f"flatten the column into several, or leave it out with validate.drop: [{wrong[0]}]",
+        )
+
+
+def _unknown(extra: Sequence[str], rows: int) -> list[dict[str, Any]]:
+    """Columns that the contract does not know, as findings."""
+    return [
         {
-            "rule": "unknown", "column": name, "severity": "warning", "count": len(frame), "share": 1.0, "examples": [],
+            "rule": "unknown", "column": name, "severity": "warning", "count": rows, "share": 1.0, "examples": [],
             "message": f"column {name!r} is not in the line's contract and is not used; open a new line to learn from it",
         }
         for name in extra
@@ -306,6 +328,7 @@ def _contract_of(champion: Path) -> TableContract:
 
 
 def _check(
+    family: Trainable,
     frame: "pd.DataFrame",
     contract: TableContract,
     notes: list[dict[str, Any]],
@@ -315,6 +338,9 @@ def _check(
     import numpy as np
 
     made = checks.typed(frame, contract, rules=rules)
+    # The suite is made from the contract, so it is not asked about a family's own rules.
+    witnessed = expectations.run(frame, made, contract) if params.expectations else []
+    made = replace(made, faults=(*made.faults, *_broken_rules(family, made, contract)))
     bad = np.zeros(len(frame), dtype=bool)
     for fault in made.faults:
         if fault.severity == "error":
@@ -328,8 +354,23 @@ def _check(
         profile=checks.profile(frame, made, contract),
         findings=sorted(found, key=lambda finding: finding["severity"]),
         quarantine=_quarantine(frame, made.faults),
-        expectations=expectations.run(frame, made, contract) if params.expectations else [],
+        expectations=witnessed,
     )
+
+
+def _broken_rules(family: Trainable, made: Typed, contract: TableContract) -> list[Fault]:
+    """What the family's own rules find in the rows whose cells have the contract's types."""
+    import numpy as np
+
+    if family.row_rules is None:
+        return []
+    typed = np.ones(len(made.frame), dtype=bool)
+    for fault in made.faults:
+        if fault.severity == "error":
+            typed[fault.positions] = False
+    at = np.flatnonzero(typed)
+    rows = json_rows(made.frame[typed], contract)
+    return checks.own_faults(family.row_rules(rows), rows, at)
 
 
 def _refusal(
@@ -377,12 +418,6 @@ def _refusal(
 
 
 def _leak(good: "pd.DataFrame", contract: TableContract, allowed: Sequence[str], where: str) -> DataError | None:
-    import importlib
-    import importlib.util
-
-    name = f"families.{Line.parse(contract.line).family}.leaks"
-    if importlib.util.find_spec(name) is None:
-        return None
     unknown = [column for column in allowed if all(column != known.name for known in contract.columns)]
     if unknown:
         raise ConfigError(
@@ -391,7 +426,7 @@ def _leak(good: "pd.DataFrame", contract: TableContract, allowed: Sequence[str],
             where="validate.allow_leak",
             cure=f"the columns are {', '.join(column.name for column in contract.columns[:10])}",
         )
-    found = importlib.import_module(name).find_leaks(good, contract.target.name, contract)
+    found = find_leaks(good, contract.target.name, contract)
     leaks: list[Finding] = [finding for finding in found if finding.column not in allowed]
     if not leaks:
         return None
@@ -474,7 +509,7 @@ def _table(frame: "pd.DataFrame", good: "NDArray[np.bool_]", contract: TableCont
     kinds = {column.name: column.kind for column in contract.columns}
     arrow: dict[str, pa.DataType] = {
         "number": pa.float64(), "integer": pa.float64(), "boolean": pa.bool_(), "category": pa.string(), "text": pa.string(),
-        "date": pa.timestamp("us", tz="UTC"),
+        "date": pa.timestamp("us", tz="UTC"), "object": pa.string(),
     }  # fmt: skip
     arrays, names = [], []
     for name in frame.columns:
@@ -499,3 +534,9 @@ def _label_type(contract: TableContract) -> Any:
         return pa.float64()
     first = contract.target.classes[0]
     return pa.bool_() if isinstance(first, bool) else pa.int64() if isinstance(first, int) else pa.string()
+
+
+if __name__ == "__main__":
+    from components.door import main
+
+    main("validate")

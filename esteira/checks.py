@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from esteira.errors import ConfigError, DataError
+from esteira.family import Finding, Row
 from esteira.features import parse
 from esteira.features.parse import shown
 
@@ -231,6 +232,31 @@ def typed(frame: "pd.DataFrame", contract: "TableContract", *, rules: Sequence[C
     return Typed(result, tuple(fault for fault in faults if len(fault.positions)), unread)
 
 
+def own_faults(findings: Sequence[Finding], rows: Sequence[Row], positions: "Positions") -> list[Fault]:
+    """A family's findings as faults, one a rule and column.
+
+    Args:
+        findings: of its own rules; `row` counts in `rows`, a finding without one is about them all.
+        rows: the JSON rows that it was asked about.
+        positions: of these rows in the table, from 0.
+    """
+    import numpy as np
+
+    kept: dict[tuple[str, str, Severity], list[Finding]] = {}
+    for finding in findings:
+        kept.setdefault((finding.rule, finding.column, finding.severity), []).append(finding)
+    faults = []
+    for (rule, column, severity), found in kept.items():
+        broken = {at: one.message for one in found for at in ([one.row] if one.row is not None else range(len(rows)))}
+        order = sorted(broken)
+        # A dotted path, such as `tasks.2.ms`, lies in the cell of its first column.
+        values = [rows[at].get(column, rows[at].get(column.split(".")[0])) for at in order]
+        words = tuple(broken[at] for at in order)
+        clipped = tuple(shown(value) if isinstance(value, dict | list) else plain(value) for value in values)
+        faults.append(Fault(rule, column, severity, positions[np.array(order)], clipped, words, len(rows)))
+    return faults
+
+
 def _plain(name: str, kind: str) -> "Column":
     from esteira.features.contract import Column
 
@@ -269,6 +295,7 @@ def _column(series: "pd.Series[Any]", column: "Column") -> tuple["pd.Series[Any]
     else:
         reader: Callable[[Any], Any] = {
             "boolean": parse.boolean, "date": parse.date_microseconds, "category": parse.text, "text": parse.text,
+            "object": parse.nested_text,
         }[column.kind]  # fmt: skip
         values, bad = _read(series, reader)
     unread = np.zeros(len(series), dtype=bool)
@@ -649,7 +676,7 @@ def _column_profile(series: "pd.Series[Any]", kind: str, rows: int, missing: int
         "mean": None,
         "standard_deviation": None,
         "quantiles": None,
-        "top": [{"value": plain(value), "count": int(count)} for value, count in most],
+        "top": [] if kind == "object" else [{"value": plain(value), "count": int(count)} for value, count in most],
         "histogram": None,
     }
     if kind == "date" and len(present):

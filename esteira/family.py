@@ -7,7 +7,7 @@ speed only and must give what rows give. A family is pure: it imports no kfp, ml
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -15,8 +15,11 @@ from esteira.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
     from pydantic import BaseModel
+
+    from esteira.features.contract import ContractOptions, TableContract, Task
 
 Row = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -204,6 +207,88 @@ class Family(Protocol):
         ...
 
 
+@runtime_checkable
+class Featurizer(Protocol):
+    """Turns rows into features. What it has learned, it learned from training rows.
+
+    Attributes:
+        names: one a feature.
+        categorical: positions of the features that are codes of categories.
+        groups: source column -> positions of the features that are made of it; a feature may be made of several columns.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def categorical(self) -> Sequence[int]: ...
+    @property
+    def groups(self) -> Mapping[str, Sequence[int]]: ...
+
+    def rows(self, rows: Sequence[Row]) -> "NDArray[np.float32]":
+        """Features of shape (rows, len(names)) of JSON rows; NaN is missing."""
+        ...
+
+    def frame(self, frame: "pd.DataFrame") -> "NDArray[np.float32]":
+        """The same of typed rows as validate writes them, bit for bit; other columns are ignored."""
+        ...
+
+    def files(self) -> Mapping[str, bytes]:
+        """What of it travels in the bundle: file name -> bytes in a safe format."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Family, Protocol):
+    """A family that the DAG can run from rows to a release; its bundle is ONNX: `graph.onnx`, input `x`, output `y`.
+
+    Attributes:
+        row_rules: what a row must obey beyond its columns' kinds, as findings; a row with an `error` is quarantined. It is
+            asked of rows whose cells have the contract's types. None when the contract says all.
+    """
+
+    @property
+    def row_rules(self) -> Callable[[Sequence[Row]], list[Finding]] | None: ...
+
+    def contract(
+        self, frame: "pd.DataFrame", target: str, line: str, options: "ContractOptions"
+    ) -> "tuple[TableContract, list[Finding]]":
+        """What rows of a line look like, inferred from the first data or declared; and notes for people.
+
+        Args:
+            frame: raw rows of the source, the label among them; not changed.
+            target: name of the label column.
+            line: the line the contract is for.
+            options: what people know better than the cells.
+        """
+        ...
+
+    def featurizer(self, frame: "pd.DataFrame", contract: "TableContract") -> Featurizer:
+        """Fitted on these typed training rows, and on nothing else."""
+        ...
+
+    def candidates(self, task: "Task", n_rows: int) -> Sequence[Candidate]:
+        """What the search may try, best first trial first."""
+        ...
+
+    def metric(self, task: "Task") -> str:
+        """The score that the search goes by; the first of `metrics`."""
+        ...
+
+    def post(
+        self, contract: "TableContract", truth: "NDArray[Any]", out_of_fold: "NDArray[np.float64]"
+    ) -> dict[str, Any]:
+        """What turns the graph's output into an answer, JSON; `out_of_fold` as in `Searched`, `truth` codes or values."""
+        ...
+
+    def manifest(self, contract: "TableContract", post: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest's part that the family owns: `task`, `schema`, `units`, `stages`, `post`."""
+        ...
+
+
+TRAINABLE = ("row_rules", "contract", "featurizer", "candidates", "metric", "post", "manifest")
+"""The words that the DAG needs beyond those of every family."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A model line: `FAMILY` or `FAMILY@NAME`. Contract, champion, aliases and registered model belong to it."""
@@ -265,3 +350,27 @@ def load_family(name: str) -> Family:
         ) from error
     family: Family = module.FAMILY
     return family
+
+
+def load_trainable(name: str) -> Trainable:
+    """Load a family that the DAG can run.
+
+    Raises:
+        ConfigError: there is no such family, its artefact is no ONNX graph, or it lacks a word that the steps need.
+    """
+    family = load_family(name)
+    missing = [word for word in TRAINABLE if not hasattr(family, word)]
+    if family.artefact_kind == "onnx" and not missing and isinstance(family, Trainable):
+        return family
+    why = (
+        f"its artefact is of kind {family.artefact_kind!r}"
+        if family.artefact_kind != "onnx"
+        else f"it has no {', '.join(missing)}"
+    )
+    raise ConfigError(
+        f"the steps run a family whose artefact is an ONNX graph and which has {', '.join(TRAINABLE)}, but {name!r} cannot"
+        f" run: {why}",
+        code="family_cannot_run",
+        where=f"families/{name}",
+        cure="fit and seal it from its own code, or give it the words; see esteira.family.Trainable",
+    )

@@ -120,7 +120,14 @@ def _as_boolean(cell: str) -> Any:
     return True if word in _TRUE else False if word in _FALSE else cell
 
 
-_PARSERS = {"number": _as_number, "integer": _as_number, "boolean": _as_boolean}
+def _as_nested(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+_PARSERS = {"number": _as_number, "integer": _as_number, "boolean": _as_boolean, "object": _as_nested}
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:

@@ -100,6 +100,10 @@ class Settings(BaseModel):
         says="root of model artefacts, a folder or s3://bucket/prefix; default: in ESTEIRA_HOME",
     )
     data_path: Path = _var("ML_DATA_PATH", default=Path("data"), says="folder of data sets")
+    dvc_remote: str | None = _var(
+        "ESTEIRA_DVC_REMOTE",
+        says="DVC's remote for data/, a folder or s3://bucket/prefix; default: DVC's own configuration",
+    )
     logs_path: Path | None = _var("ML_LOGS_PATH", says="folder of logs; default: in ESTEIRA_HOME")
     redis_url: str | None = _var("REDIS_URL", says="cache and rate limits; without it they live in the process")
 
@@ -137,6 +141,18 @@ class Settings(BaseModel):
     )
     max_rows: Annotated[int, Field(ge=1)] = _var("ESTEIRA_MAX_ROWS", default=1000, says="most rows in one request")
     max_body: Size = _var("ESTEIRA_MAX_BODY", default=10_000_000, says="largest request body")
+
+    # Kubeflow Pipelines
+    image_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*$")] = _var(
+        "ESTEIRA_IMAGE_PREFIX",
+        default="localhost",
+        says="registry and folder of the images, without a slash at the end",
+    )
+    kfp_host: str | None = _var(
+        "ESTEIRA_KFP_HOST", says="address of Kubeflow Pipelines, such as https://kfp.example.org"
+    )
+    kfp_namespace: str | None = _var("ESTEIRA_KFP_NAMESPACE", says="namespace of a multi-user Kubeflow")
+    kfp_token: SecretStr | None = _var("ESTEIRA_KFP_TOKEN", says="bearer token for Kubeflow Pipelines; no default")
 
     # Vector database; composes ESTEIRA_DATABASE_URL where only these are set
     vector_db_host: str | None = _var("VECTOR_DB_HOST", says="PostgreSQL host with pgvector")
@@ -245,7 +261,7 @@ class Settings(BaseModel):
     def _hold_together(self) -> "Settings":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.tenant):
             raise _Invalid("tenant", "must be 1 to 64 letters, digits, '-', '_' or '.'")
-        for name in ("api_key", "operator_key"):
+        for name in ("api_key", "operator_key", "kfp_token"):
             key = getattr(self, name)
             if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
                 raise _Invalid(name, "must be printable ASCII without spaces")

@@ -31,9 +31,9 @@ class Slice:
 
 
 def cut(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[Slice]:
-    """Slices of the first MAX_COLUMNS columns that can be cut; text columns are not."""
+    """Slices of the first MAX_COLUMNS columns that can be cut; texts and nested columns are not."""
     found: list[Slice] = []
-    for column in [column for column in columns if column.kind != "text"][:MAX_COLUMNS]:
+    for column in [column for column in columns if column.kind not in {"text", "object"}][:MAX_COLUMNS]:
         values = [row.get(column.name) for row in rows]
         if column.kind in {"category", "boolean"}:
             parts = _levels(column.name, values)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esteira.errors import ConfigError
-from esteira.family import Line, load_family
+from esteira.family import Line, load_trainable
 from pipelines.shape import NAMES
 
 
@@ -40,13 +40,17 @@ class Project(_Frozen):
 
 
 class Plan(_Frozen):
-    """A run, decided: every value that a step will be given. JSON-able, so that a record of it can be run again."""
+    """A run, decided: every value that a step will be given. JSON-able, so that a record of it can be run again.
+
+    `data_hash` names the bytes of the source; a run fills it in, so that a repeat of its record can refuse other bytes.
+    """
 
     line: str
     source: str
     target: str
     seed: int
     sections: dict[str, dict[str, Any]]
+    data_hash: str = ""
 
 
 def read_project(path: Path = Path("params.yaml")) -> Project:
@@ -156,9 +160,9 @@ def check(line: Line, sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse what no step would take, before any step runs. A section that says nothing costs nothing.
 
     Raises:
-        ConfigError: no such family, or a parameter that a step does not know or whose value it refuses.
+        ConfigError: no such family, one that cannot be trained here, or a parameter that a step does not know or whose value it refuses.
     """
-    load_family(line.family)
+    load_trainable(line.family)
     for step, section in sections.items():
         if not section:
             continue

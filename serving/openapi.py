@@ -8,6 +8,7 @@ _TYPES: Mapping[str, dict[str, Any]] = {
     "integer": {"type": ["integer", "null"]},
     "boolean": {"type": ["boolean", "null"]},
     "date": {"type": ["string", "null"], "description": "ISO 8601"},
+    "object": {"type": ["object", "array", "null"]},
 }
 _TEXT: dict[str, Any] = {"type": ["string", "null"]}
 _STATUSES = {

@@ -18,13 +18,16 @@ import pytest
 from numpy.typing import NDArray
 
 from components import evaluate as step
+from components.evaluation import heldback, measuring
 from esteira import bundle as bundles
 from esteira import probe, slices
 from esteira.errors import ConfigError, GateHeld, SourceError
+from esteira.family import Score
 from esteira.features.contract import Column, TableContract, Target
 from esteira.features.decode import ColumnDecoder, Decoder
 from esteira.features.metrics import Classified, Estimated
 from esteira.gate import Rule
+from families.tabular.metrics import scores
 
 LINE = "tabular@club"
 CITIES = ("Porto", "Lisboa")
@@ -150,6 +153,7 @@ class Made:
                 "y_test.npy": _npy(y_test),
                 "y_train.npy": _npy(y_train),
                 "rows_test.parquet": _parquet(test),
+                "features.json": json.dumps({"groups": DECODER.groups}).encode(),
             },
         )
         (root / "contract.yaml").write_text(self.contract.to_yaml(), encoding="utf-8")
@@ -535,7 +539,7 @@ class TestReport:
         y = Classified(
             np.array([0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([0, 1, 1]), (bad, "b")
         )
-        table = step.TestTable(
+        table = heldback.TestTable(
             rows=[{"city": bad}] * 3, truths=[bad, "b", "b"], x=np.zeros((3, 1), np.float32),
             y_train=np.array([0, 1]), groups=None,
         )  # fmt: skip
@@ -547,7 +551,8 @@ class TestReport:
             {"prediction": y.classes[code], "probabilities": dict(zip(y.classes, row, strict=True))}
             for code, row in zip(y.predicted.tolist(), y.probabilities.tolist(), strict=True)
         ]
-        measured = step.measure(table, answers, agreed, resamples=200, seed=0)
+        own = scores(table.truths, answers)
+        measured = measuring.measure(table, answers, agreed, own, resamples=200, seed=0)
         (tmp_path / "page.html").write_text(
             render(
                 {**measured.document, "champion": None}, {"verdict": "held", "summary": bad, "rules": []}, measured.y
@@ -648,12 +653,12 @@ class TestDifference:
     def test_outputs_of_another_shape_are_infinitely_far(
         self, native: tuple[int, ...], exported: tuple[int, ...]
     ) -> None:
-        assert (float("inf"), native[0]) == step.parity(np.zeros(native), np.zeros(exported))
+        assert (float("inf"), native[0]) == measuring.parity(np.zeros(native), np.zeros(exported))
 
     def test_one_label_that_differs_is_counted(self) -> None:
         a, b = np.array([[0.5000001, 0.4999999], [0.9, 0.1]]), np.array([[0.4999999, 0.5000001], [0.9, 0.1]])
 
-        assert 1 == step.parity(a, b)[1]
+        assert 1 == measuring.parity(a, b)[1]
 
 
 class TestServerLife:
@@ -725,3 +730,52 @@ class TestRealServer:
             time.sleep(0.1)
 
         assert not _lives(pid)
+
+
+class TestOwnScores:
+    """A family says what counts first, and may add scores that nobody else knows."""
+
+    def _measured(self, own: dict[str, Score]) -> measuring.Measurement:
+        rng = np.random.default_rng(1)
+        truths = rng.normal(size=60)
+        answers = [{"prediction": float(y), "interval": None} for y in truths + rng.normal(size=60) * 0.1]
+        table = heldback.TestTable(
+            rows=[{"age": 1.0}] * 60, truths=truths.tolist(), x=np.zeros((60, 1), np.float32),
+            y_train=rng.normal(size=90), groups=None,
+        )  # fmt: skip
+        return measuring.measure(table, answers, contract("regression"), own, resamples=200, seed=0)
+
+    def test_the_familys_first_score_is_what_the_gate_judges(self) -> None:
+        document = self._measured({"mae": Score(0.1, False)}).document
+
+        assert ["mae", "r2", "rmse", "mse"] == list(document["metrics"])
+        assert "mae" == document["primary"]
+        low, high = document["intervals"]["mae"]
+        assert low < document["metrics"]["mae"] < high
+        assert document["against_baseline"]["mae"]["value"] > 0.5, "less error is a gain"
+
+    def test_a_score_of_its_own_is_kept_as_it_says(self) -> None:
+        own = {"r2": Score(0.9), "within_a_metre": Score(0.25), "lost": Score(None, False, "nobody got lost")}
+        document = self._measured(own).document
+
+        assert (0.25, None) == (document["metrics"]["within_a_metre"], document["metrics"]["lost"])
+        assert (True, False) == tuple(document["higher_is_better"][name] for name in ("within_a_metre", "lost"))
+        assert "nobody got lost" == document["reasons"]["lost"]
+
+    def test_a_first_score_that_cannot_be_resampled_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="is one of r2, rmse, mae, mse, but that of tabular@club is 'charm'"):
+            self._measured({"charm": Score(1.0)})
+
+    def test_what_matters_for_an_error_is_what_makes_it_grow(self) -> None:
+        """Importance is positive for a column that helps, whichever way the score counts."""
+
+        class Summing:
+            def run(self, _stage: str, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+                return {"y": x[:, 0].astype(np.float64)}
+
+        x = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+        y = Estimated(x[:, 0].astype(np.float64), x[:, 0].astype(np.float64))
+        found = measuring.importance(Summing(), x, y, {"used": [0], "idle": [1]}, "mae", seed=0)  # type: ignore[arg-type]
+
+        assert ["used", "idle"] == [entry["column"] for entry in found["columns"]]
+        assert found["columns"][0]["value"] > 0.5 > found["columns"][1]["value"] == 0

@@ -14,10 +14,11 @@ from esteira.automl import search as engine  # noqa: E402
 from esteira.datasets import SHA256, write_data  # noqa: E402
 from esteira.errors import ConfigError, DataError  # noqa: E402
 from esteira.family import Family, Search, load_family  # noqa: E402
+from esteira.features.answers import post_of  # noqa: E402
 from esteira.features.contract import Target  # noqa: E402
 from esteira.features.decode import ColumnDecoder, Decoder, fit_decoder, json_rows  # noqa: E402
 from families.tabular import FAMILY, Params  # noqa: E402
-from families.tabular.answer import TableAnswerer, post_of  # noqa: E402
+from families.tabular.answer import TableAnswerer  # noqa: E402
 from families.tabular.contract import infer  # noqa: E402
 from tests.conformance import FamilyConformance  # noqa: E402
 from tests.toys import nested, policy  # noqa: E402

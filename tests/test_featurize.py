@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from components.featurize import Params, split
 from esteira.automl import search
 from esteira.errors import DataError
 from esteira.family import Candidate, Searched
+from esteira.features import table
+from esteira.features.answers import post_of
 from esteira.features.contract import TableContract
 from esteira.features.decode import Decoder, json_rows
-from families.tabular.answer import TableAnswerer, post_of
+from families.tabular.answer import TableAnswerer
 from families.tabular.contract import infer
 
 FILES = {
     "decoder.json", "x_train.npy", "y_train.npy", "x_test.npy", "y_test.npy",
-    "rows_train.parquet", "rows_test.parquet", "split.json",
+    "rows_train.parquet", "rows_test.parquet", "split.json", "features.json",
 }  # fmt: skip
 
 
@@ -244,3 +247,78 @@ def test_wrong_params_and_too_few_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="both parts of a split need rows"):
         featurize.run(**paths, params=Params(), seed=42)
     assert not paths["out"].exists()
+
+
+# ---------------------------------------------------------------- the features are looked at
+
+
+def looked_at(x: Any, test: Any = None, names: tuple[str, ...] = ("a", "b")) -> tuple[list[dict[str, Any]], list[Any]]:
+    train = np.asarray(x, dtype=np.float32).reshape(-1, 2)
+    held = train if test is None else np.asarray(test, dtype=np.float32).reshape(-1, 2)
+    parts = {"train": (train, np.arange(1, len(train) + 1)), "test": (held, np.arange(101, 101 + len(held)))}
+    return table.examine(names, parts, "tabular@t, step featurize")
+
+
+def test_an_infinite_feature_is_named_with_its_data_row() -> None:
+    with pytest.raises(DataError, match="'b' is inf in data row 102 and in 1 cells") as caught:
+        looked_at([[1, 2], [3, 4]], [[1, 2], [3, np.inf]])
+    assert "bad_features" == caught.value.code
+    assert caught.value.where.endswith("feature 'b', data row 102")
+
+
+@pytest.mark.parametrize(
+    ("names", "x", "words"),
+    [
+        (("a", "a"), np.zeros((2, 2), np.float32), "a name of its own, but 'a' is there twice"),
+        (("a", "b"), np.zeros((2, 2)), r"those of the train rows are float64 of shape \(2, 2\)"),
+        (("a",), np.zeros((2, 2), np.float32), r"\(2, 1\), but those of the train rows are float32 of shape \(2, 2\)"),
+    ],
+    ids=["names", "type", "shape"],
+)
+def test_features_of_another_form_are_refused(names: tuple[str, ...], x: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        table.examine(names, {"train": (x, np.arange(2))}, "here")
+
+
+def test_constant_missing_and_differently_missing_features_are_findings() -> None:
+    nan = np.nan
+    assert [("a", "constant")] == [(f.column, f.rule) for f in looked_at([[1, 2], [1, 4]])[1]]
+    assert [("b", "all_missing")] == [(f.column, f.rule) for f in looked_at([[1, nan], [2, nan]])[1]]
+    (far,) = looked_at([[1, 2], [2, 3], [3, 4]], [[1, nan], [2, nan]])[1]
+    assert ("b", "missing_apart", "warning") == (far.column, far.rule, far.severity)
+    assert "0.0% of the training rows and 100.0% of the test rows" in far.message
+    assert [] == looked_at([[1, 2], [1, nan], [nan, 4]])[1][1:], "a value and gaps tell something"
+
+
+def test_the_record_says_of_each_feature_what_there_is_and_of_each_column_its_features(tmp_path: Path) -> None:
+    """features.json: names, groups, shares of missing cells and the ends of the range in both parts."""
+    frame = deliveries()
+    frame["stops"] = 3.0
+    contract = agreed(deliveries())
+    paths = written(tmp_path, frame, contract)
+
+    featurize.run(**paths)
+
+    told = json.loads((paths["out"] / "features.json").read_text(encoding="utf-8"))
+    x = np.load(paths["out"] / "x_train.npy")
+    decoder = Decoder.from_json((paths["out"] / "decoder.json").read_text(encoding="utf-8"))
+    assert (list(decoder.names), list(decoder.categorical), ["decoder.json"]) == (
+        told["names"], told["categorical"], told["files"],
+    )  # fmt: skip
+    assert list(range(x.shape[1])) == [position for positions in told["groups"].values() for position in positions]
+    assert [column.name for column in contract.columns] == list(told["groups"])
+    assert [("constant", "stops")] == [(found["rule"], found["column"]) for found in told["findings"]]
+    distance = told["features"][told["groups"]["distance"][0]]
+    assert "distance" == distance["name"]
+    assert np.isnan(x[:, 0]).mean() == pytest.approx(distance["train"]["missing_share"], abs=1e-6)
+    assert (np.nanmin(x[:, 0]), np.nanmax(x[:, 0])) == (distance["train"]["minimum"], distance["train"]["maximum"])
+
+
+def test_looking_at_a_hundred_features_of_fifty_thousand_rows_takes_half_a_second_at_most() -> None:
+    x = np.random.default_rng(0).normal(size=(50_000, 100)).astype(np.float32)
+    rows, names = np.arange(len(x)), [f"f{i}" for i in range(100)]
+    parts = {"train": (x, rows), "test": (x[:9], rows[:9])}
+
+    seconds = min(timeit.repeat(lambda: table.examine(names, parts, ""), number=1, repeat=3))
+
+    assert seconds < 0.5, f"{seconds:.2f} s"

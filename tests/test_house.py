@@ -21,6 +21,7 @@ LINT = (
 # Contract -> a module that breaks it and what it would import.
 PLANTED = {
     "rooms": ("families/tabular/planted_rooms.py", "import components.ingest"),
+    "steps-name-no-family": ("components/planted_family.py", "import families.tabular"),
     "pipelines-serving": ("pipelines/planted_serving.py", "import serving.service"),
     "esteira-below": ("esteira/gate.py", "import families.tabular"),
     "esteira-layers": ("esteira/planted.py", ""),
@@ -105,6 +106,7 @@ def yard(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "requirements").mkdir()
     (tmp_path / "requirements" / "dev.lock").write_text("a==1\n", encoding="utf-8")
+    shutil.copy(ROOT / "requirements" / "index.sh", tmp_path / "requirements")
     (tmp_path / "requirements" / "setup.sh").write_text(
         'mkdir -p .venv/bin; echo "asked: $1" >> notes; printf "#!/bin/sh\\n" > .venv/bin/esteira; chmod +x .venv/bin/esteira\n',
         encoding="utf-8",
@@ -149,7 +151,8 @@ def test_setup_runs_again_after_it_failed_or_esteira_went_away(yard: Path) -> No
 
 def test_setup_refuses_a_python_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
-    shutil.copy(ROOT / "requirements" / "setup.sh", tmp_path / "requirements")
+    for name in ("setup.sh", "index.sh"):
+        shutil.copy(ROOT / "requirements" / name, tmp_path / "requirements")
     old = tmp_path / "python-old"
     old.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     old.chmod(0o755)

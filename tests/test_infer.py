@@ -9,8 +9,8 @@ import pytest
 
 from esteira.errors import ConfigError, DataError
 from esteira.features.contract import Column, TableContract
+from esteira.features.leaks import find_leaks
 from families.tabular.contract import infer
-from families.tabular.leaks import find_leaks
 
 ROWS = 60
 LABEL = [("yes", "no", "no")[i % 3] for i in range(ROWS)]

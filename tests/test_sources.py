@@ -277,7 +277,10 @@ def _refused(path: Path, data: bytes, **options: Any) -> EsteiraError:
         pytest.param("t.jsonl", b'{"a": 1}\n{"a": \n', SourceError, "bad_json", "line 2", id="broken JSON"),
         pytest.param("t.jsonl", b'{"a": 1}\n[2]\n', DataError, "not_an_object", "line 2", id="JSON, but no row"),
         pytest.param("t.jsonl", b'{"a": 1, "a": 2}\n', DataError, "duplicated_column", "line 1", id="a key twice"),
-        pytest.param("t.jsonl", b'{"a": {"b": 1}}\n', DataError, "nested_column", "line 1", id="a nested value"),
+        pytest.param("t.jsonl", b'{"a": [1]}\n{"a": 2}\n', DataError, "changes_type", "line 2", id="at times nested"),
+        pytest.param(
+            "t.jsonl", b'{"a": [1]}\n{"a": [NaN]}\n', DataError, "nested_infinite", "line 2", id="NaN in a nested value"
+        ),
         pytest.param("t.jsonl", b'{"a": 1}\n{"a": "x"}\n', DataError, "changes_type", "line 2", id="a changed type"),
         pytest.param("t.csv", b"a,__row__\n1,2\n", DataError, "reserved_column", "header", id="a name of ours"),
         pytest.param("t.xlsx", b"x", SourceError, "unknown_format", "t.xlsx", id="an unknown ending"),

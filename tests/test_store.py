@@ -86,6 +86,31 @@ class TestSchema:
         config.set_main_option("script_location", str(Path(esteira.store.__file__).parent / "migrations"))
         assert [HEAD] == list(ScriptDirectory.from_config(config).get_heads())
 
+    def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_its_rows(self, fresh_url: str) -> None:
+        from alembic import command
+        from alembic.config import Config
+
+        import esteira.store
+        from esteira.store.database import open_engine
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(esteira.store.__file__).parent / "migrations"))
+        engine = open_engine(fresh_url)
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+        engine.dispose()
+        assert "receipts" in _schema(fresh_url)
+        store = Store(open_engine(fresh_url), "default")
+        store.start_run(run_id="old", line="tabular")
+        store.close()
+
+        opened = Store.open(fresh_url)
+
+        assert "receipts" not in _schema(fresh_url)
+        assert ["old"] == [run.run_id for run in opened.list_runs()]
+        opened.close()
+
     def test_every_table_has_a_tenant(self) -> None:
         assert all("tenant_id" in table.c for table in t.metadata.tables.values())
 
@@ -163,10 +188,10 @@ class TestAddress:
 
         sa.event.listen(sqlite_store.engine, "connect", shrink)
         with pytest.raises(OutsideError) as caught:
-            sqlite_store.put_receipt("k", step="s", outputs={"a": "x" * 2_000_000})
+            sqlite_store.start_run(run_id="r", line="tabular", params={"a": "x" * 2_000_000})
 
         assert "disk_full" == caught.value.code
-        assert sqlite_store.get_receipt("k") is None
+        assert sqlite_store.find_run("r") is None
 
 
 class TestRuns:
@@ -326,17 +351,6 @@ class TestTracking:
         assert {"x": [1, None], "y.z": [None, 2]} == store.compare_runs("a", "b")["params"]
 
 
-class TestReceipts:
-    def test_a_receipt_is_found_by_its_key_and_replaced_by_a_later_one(self, store: Store) -> None:
-        store.put_receipt("k1", step="ingest", outputs={"rows.parquet": HASH})
-        store.put_receipt("k1", step="ingest", outputs={"rows.parquet": HASH[::-1]}, run_id="r1")
-
-        found = store.get_receipt("k1")
-        assert found is not None
-        assert ({"rows.parquet": HASH[::-1]}, "r1") == (found.outputs, found.run_id)
-        assert store.get_receipt("k2") is None
-
-
 class TestDatasets:
     def test_the_same_bytes_again_bring_the_record_up_to_date(self, store: Store) -> None:
         first = store.register_dataset(name="churn", content_hash=HASH, created_by="ana", row_count=10)
@@ -391,12 +405,10 @@ class TestTenants:
         other = Store.open(store_url, tenant=store.tenant + "-other")
         store.start_run(run_id="r1", line="tabular")
         store.record_step(run_id="r1", name="ingest", status="ran", seconds=1.0)
-        store.put_receipt("k", step="s", outputs={})
         store.register_dataset(name="churn", content_hash=HASH, created_by="ana")
 
         assert other.find_run("r1") is None
         assert not any([other.list_runs(), other.steps("r1"), other.list_datasets(), other.list_experiments()])
-        assert other.get_receipt("k") is None
         other.start_run(run_id="r1", line="tabular")
         assert "running" == other.get_run("r1").status
         other.close()

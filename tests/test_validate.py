@@ -40,12 +40,12 @@ def _validate(
     out: Path,
     *,
     target: str = "y",
-    champion: Path | None = None,
+    champion: Path | str = "",
     expectations: bool = False,
     **params: Any,
 ) -> validate.Report:
     return validate.run(
-        rows=ingested / "rows.parquet", dataset=ingested / "dataset.json", target=target, line=LINE, champion=champion,
+        rows=ingested / "rows.parquet", dataset=ingested / "dataset.json", target=target, line=LINE, champion=str(champion),
         out=out, params=validate.Params(expectations=expectations, **params),
     )  # fmt: skip
 

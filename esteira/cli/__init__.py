@@ -1,12 +1,14 @@
 """The command line `esteira`. This module only knows the commands' names; a command's module is imported when it is called."""
 
 import importlib
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
+
+from esteira.console import conduct, emit, fail, say
+
+__all__ = ["COMMANDS", "cli", "emit", "fail", "main", "say"]
 
 # name -> (module, what it does): kept here as text, so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -17,8 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lines": ("project", "What has been trained, and what serves."),
     "run": ("run", "The whole DAG for one line, here."),
     "step": ("step", "One step of the DAG, on folders you name."),
+    "explain": ("explain", "Why each step of a run ran or was reused."),
     "runs": ("runs", "Past runs: list, show, compare."),
     "compile": ("compile", "The DAG as KFP's IR YAML."),
+    "submit": ("submit", "A line to Kubeflow Pipelines: a run, or a schedule."),
     "predict": ("predict", "Rows in, answers out, from a bundle; or its latency."),
     "serve": ("serve", "A line or a bundle as a Bento on loopback."),
     "ledger": ("ledger", "The append-only record: log, export, verify."),
@@ -64,64 +68,6 @@ def cli(debug: bool) -> None:
     """
 
 
-def emit(document: Any) -> None:
-    """Print one JSON document on standard output."""
-    click.echo(json.dumps(document, ensure_ascii=False, default=str))
-
-
-def say(text: str) -> None:
-    """Tell a person something, on standard error."""
-    click.echo(text, err=True)
-
-
-def fail(error: dict[str, Any], *, as_json: bool) -> None:
-    """Print an error: one JSON document, or a letter of at most three lines."""
-    if as_json:
-        emit({"error": {key: error[key] for key in ("code", "message", "where", "cure")}})
-        return
-    say(click.style("error: ", fg="red", bold=True) + str(error["message"]))
-    for key in ("where", "cure"):
-        if error[key]:
-            say(f"  {key}: {error[key]}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with an exit code of DESIGN 9, rule 8 (0 ok, 1 said no, 2 wrong, 3 quota)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    as_json, debug = "--json" in arguments, "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        code = cli.main(arguments, prog_name="esteira", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except (KeyboardInterrupt, click.Abort):
-        cure = "run it again; nothing half-done was kept"
-        fail({"code": "interrupted", "message": "stopped before its end", "where": "", "cure": cure}, as_json=as_json)
-        sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-    except click.ClickException as error:
-        usage = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "esteira"
-        fail(
-            {"code": "usage", "message": error.format_message(), "where": usage, "cure": f"see `{usage} --help`"},
-            as_json=as_json,
-        )
-        sys.exit(2)
-    except Exception as error:
-        from esteira.errors import EsteiraError
-
-        if debug:
-            raise
-        if isinstance(error, EsteiraError):
-            fail(error.to_dict(), as_json=as_json)
-            sys.exit(error.exit_code)
-        fail(
-            {
-                "code": "internal",
-                "message": f"{type(error).__name__}: {str(error)[:500]}",
-                "where": "",
-                "cure": "this is a fault of ours or of a library; run it again with --debug for a traceback",
-            },
-            as_json=as_json,
-        )
-        sys.exit(2)
+    conduct(cli, sys.argv[1:] if argv is None else argv, prog="esteira")

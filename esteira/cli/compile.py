@@ -1,6 +1,7 @@
-"""`esteira compile`: the DAG as KFP's IR YAML."""
+"""`esteira compile`: the DAG as KFP's IR YAML and as Kubernetes objects, and whether they hold together."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,23 +13,44 @@ from esteira.cli import emit, say
 @click.option(
     "--out", default="build/compiled", show_default=True, type=click.Path(file_okay=False), help="Folder to write."
 )
+@click.option("--check", is_flag=True, help="Verify what was written; exit 1 on any finding.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def compile_(line: str | None, out: str, as_json: bool) -> None:
+def compile_(line: str | None, out: str, check: bool, as_json: bool) -> int:
     """Compile LINE, or every family and line of params.yaml.
+
+    Of each: LINE.yaml, IR YAML for KFP's UI, its client and `esteira submit`; and LINE.k8s.yaml, the same for kubectl.
+    The images' registry is $ESTEIRA_IMAGE_PREFIX.
 
     \b
     Example:
       esteira compile
       esteira compile tabular --out build/compiled
+      esteira compile --check
     """
-    from pipelines.compile import write_ir
-    from pipelines.plan import decide, read_project
+    from esteira.settings import load_settings
+    from pipelines import ir_check
+    from pipelines.compile import defaults, write
+    from pipelines.plan import read_project
 
+    prefix = load_settings().image_prefix
     project = read_project()
-    wanted = [line] if line else [*project.families, *project.lines]
-    files = [str(write_ir(decide(name, project=project), Path(out))) for name in wanted]
+    files: list[str] = []
+    findings: list[dict[str, Any]] = []
+    for name in [line] if line else [*project.families, *project.lines]:
+        compiled = write(defaults(name, project), Path(out), prefix=prefix)
+        files += [str(compiled.ir), str(compiled.native)]
+        if check:
+            found = ir_check.check(compiled.ir, compiled.native, prefix=prefix)
+            findings += [{**finding.to_dict(), "file": str(compiled.ir)} for finding in found]
     if as_json:
-        emit({"files": files})
+        emit({"files": files, **({"ok": not findings, "findings": findings} if check else {})})
     else:
         for file in files:
             say(file)
+        for finding in findings:
+            say(
+                f"{click.style(finding['rule'], fg='red')}: {finding['file']}, {finding['where']}: {finding['message']}"
+            )
+        if check and not findings:
+            say(f"checked {len(files)} files: nothing found")
+    return 1 if findings else 0

@@ -65,14 +65,27 @@ def doctor(as_json: bool) -> int:
 
 @click.command()
 @click.option("--out", default="data", show_default=True, help="Folder to write.")
+@click.option(
+    "--pull", is_flag=True, help="From DVC's remote where there is one ($ESTEIRA_DVC_REMOTE); else write them."
+)
+@click.option("--push", is_flag=True, help="Put data/ into DVC's remote, for others to pull.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def data(out: str, as_json: bool) -> None:
+def data(out: str, pull: bool, push: bool, as_json: bool) -> None:
     """Write real sample tables (bundled with scikit-learn) as CSV, the same bytes on every machine.
 
     \b
     Example:
       esteira data
+      ESTEIRA_DVC_REMOTE=s3://bucket/prefix esteira data --pull
     """
+    if (pull and push) or ((pull or push) and out != "data"):
+        raise click.UsageError("--pull and --push are about data/, so they take neither each other nor --out")
+    if (pull or push) and (remote := _exchange(push=push)):
+        if as_json:
+            emit({"remote": remote, "pushed" if push else "pulled": "data"})
+        else:
+            say(f"data/  {'pushed to' if push else 'pulled from'} DVC's remote {remote}")
+        return
     from esteira.datasets import write_data
 
     files = write_data(Path(out))
@@ -81,6 +94,26 @@ def data(out: str, as_json: bool) -> None:
     else:
         for file in files:
             say(f"{file['path']}  {file['rows']} rows, label {file['label']} ({file['task']})")
+
+
+def _exchange(*, push: bool) -> str:
+    """Push or pull data/; the remote's name, empty when there is none to pull from."""
+    from esteira import data_remote
+    from esteira.errors import ConfigError
+    from esteira.settings import load_settings
+
+    here = Path()
+    remote = data_remote.remote(load_settings().dvc_remote, here)
+    if push and not remote:
+        raise ConfigError(
+            "data are pushed to a remote, but none is set",
+            code="no_remote", where="ESTEIRA_DVC_REMOTE", cure="set it to a folder or s3://bucket/prefix, or use `dvc remote add`",
+        )  # fmt: skip
+    if push:
+        data_remote.push(here)
+    elif remote:
+        data_remote.pull(here)
+    return remote
 
 
 @click.command()

@@ -1,7 +1,7 @@
 """`esteira run`: decide the plan, run the DAG here, tell a person how it goes and a script how it went."""
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -19,6 +19,11 @@ from esteira.cli import emit, fail, say
     "--from", "from_run", metavar="RUN_ID", help="Repeat a recorded run: its source, label, seed and parameters."
 )
 @click.option("--allow-leak", multiple=True, metavar="COL", help="Keep a column although it nearly copies the label.")
+@click.option("--fresh", is_flag=True, help="Run every step, even one of which nothing changed.")
+@click.option(
+    "--runner", type=click.Choice(["process", "docker"]), default="process", show_default=True,
+    help="Steps as processes, or each in its container (make images).",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def run(
     line: str,
@@ -29,13 +34,18 @@ def run(
     seed: int | None,
     from_run: str | None,
     allow_leak: tuple[str, ...],
+    fresh: bool,
+    runner: Literal["process", "docker"],
     as_json: bool,
 ) -> int:
     """Run the whole DAG for LINE here: ingest, validate, featurize, train, evaluate, register, deploy.
 
+    A step of which nothing changed (parameters, data, code, packages) is reused, and says so.
+
     \b
     Example:
       esteira run tabular
+      esteira run tabular --fresh
       esteira run tabular --source customers.csv --target churned --set train.trials=20
     """
     from esteira.settings import load_settings
@@ -57,7 +67,7 @@ def run(
             last=_last(config, line, name) if source is None or target is None else None,
         )  # fmt: skip
     display: Any = _Lines() if as_json or not sys.stderr.isatty() else _live()
-    result = local.run(plan, config, display)
+    result = local.run(plan, config, display, fresh=fresh, runner=runner)
     if as_json:
         emit(result.to_dict())
     else:
@@ -81,6 +91,8 @@ def _last(settings: Any, line: str, name: str | None) -> dict[str, str]:
 
 
 def _tell(result: Any) -> None:
+    from pipelines import parity
+
     say("")
     say(f"{result.line}  run {result.run_id}: {click.style(result.status, bold=True)}")
     if result.version is not None:
@@ -92,6 +104,8 @@ def _tell(result: Any) -> None:
     for rule in result.gate:
         colour = {"PASS": "green", "FAIL": "red"}.get(rule["outcome"], "yellow")
         say(f"  {click.style(rule['outcome'], fg=colour):<16} {rule['rule']}")
+    for text in parity.summary(result.parity).splitlines():
+        say(f"  {text}")
     pages = sorted(result.folder.glob("*/report.html"))
     for page in pages:
         say(f"  read: {page}")
@@ -112,8 +126,8 @@ class _Lines:
         pass
 
     def ended(self, step: Any, record: Any) -> None:
-        mark = {"ran": "ok", "reused": "ok"}.get(record.status, record.status)
-        say(f"{step.name:<10} {mark:<7} {record.seconds:6.2f} s")
+        mark = {"ran": "ok"}.get(record.status, record.status)
+        say(f"{step.name:<10} {mark:<7} {record.seconds:6.2f} s  {click.style(record.why, dim=True)}")
 
 
 def _live() -> Any:

@@ -1,11 +1,12 @@
 """The contract of a table: what every column of a line's rows must look like. A value object; it reads no data."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-ColumnKind = Literal["number", "integer", "boolean", "category", "date", "text"]
+ColumnKind = Literal["number", "integer", "boolean", "category", "date", "text", "object"]
 Task = Literal["binary", "multiclass", "regression"]
 ClassLabel = bool | int | str
 
@@ -18,7 +19,7 @@ class Column(_Frozen):
     """One feature column.
 
     Attributes:
-        kind: how a value decodes.
+        kind: how a value decodes; an `object` is a nested JSON value, kept as JSON text in tables.
         minimum, maximum: range seen (numbers as such; dates as ISO text). A value outside is a warning, not an error.
         categories: values seen, most frequent first; None unless kind is category.
         missing_share: share of missing cells seen, in [0, 1].
@@ -45,6 +46,26 @@ class Target(_Frozen):
     minimum: float | None = None
     maximum: float | None = None
     unit: str = ""
+
+
+class ContractOptions(_Frozen):
+    """What people know better than the cells when a line's contract is made.
+
+    Attributes:
+        kinds: column -> kind; such a column is never dropped as an identifier.
+        task: forces the task.
+        drop: columns to leave out.
+        time_column: the split goes by it, later rows to the test part; it stays a feature.
+        group_column: rows of one value stay on one side of the split; it is no feature.
+        max_bad_share: share of rows in [0, 1] that may be quarantined; None leaves it to the contract.
+    """
+
+    kinds: Mapping[str, ColumnKind] = Field(default_factory=dict)
+    task: Task | None = None
+    drop: tuple[str, ...] = ()
+    time_column: str | None = None
+    group_column: str | None = None
+    max_bad_share: float | None = Field(default=None, ge=0, le=1)
 
 
 class Dropped(_Frozen):

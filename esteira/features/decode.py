@@ -66,7 +66,9 @@ class ColumnDecoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features this column gives."""
+        """Names of the features this column gives; none for a nested one, which only a family's own code can read."""
+        if self.kind == "object":
+            return ()
         if self.kind == "date":
             return tuple(f"{self.name}.{part}" for part in self.parts)
         if self.kind == "text":
@@ -82,15 +84,19 @@ class Decoder:
         columns: in the order of the contract; features follow it.
         label: name of the label column, ignored in rows.
         ignored: other columns that rows may carry without effect (those the contract dropped).
+        declared: ranges and categories are what the contract says, not what training rows had; only words differ.
         names: feature names, one a feature.
         categorical: indexes of the features that are category codes.
+        groups: column -> indexes of its features.
     """
 
     columns: tuple[ColumnDecoder, ...]
     label: str
     ignored: tuple[str, ...] = ()
+    declared: bool = False
     names: tuple[str, ...] = field(init=False)
     categorical: tuple[int, ...] = field(init=False)
+    groups: Mapping[str, tuple[int, ...]] = field(init=False, compare=False)
     _decoders: "tuple[tuple[str, Callable[[Any], Any], bool], ...]" = field(init=False, repr=False, compare=False)
     _inspectors: "tuple[tuple[str, Callable[[Any], Problem | None]], ...]" = field(
         init=False, repr=False, compare=False
@@ -103,12 +109,16 @@ class Decoder:
         starts = np.cumsum([0] + [len(column.names) for column in self.columns]).tolist()
         put: Callable[[str, Any], None] = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("names", tuple(names))
+        put(
+            "groups",
+            {c.name: tuple(range(start, start + len(c.names))) for c, start in zip(self.columns, starts, strict=False)},
+        )
         put("categorical", tuple(starts[i] for i, column in enumerate(self.columns) if column.kind == "category"))
         put(
             "_decoders",
-            tuple((c.name, _decoder(c), c.kind not in {"date", "text"}) for c in self.columns),
+            tuple((c.name, _decoder(c), c.kind not in {"date", "text", "object"}) for c in self.columns),
         )
-        put("_inspectors", tuple((c.name, _inspector(c)) for c in self.columns))
+        put("_inspectors", tuple((c.name, _inspector(c, self.declared)) for c in self.columns))
         put("_allowed", frozenset({c.name for c in self.columns} | {self.label} | set(self.ignored)))
         put("_optional", frozenset(c.name for c in self.columns if not c.required))
 
@@ -208,6 +218,10 @@ class Decoder:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return Finding("unknown", str(name), index, f"column {shown(name)} is not in the contract{hint}")
 
+    def files(self) -> dict[str, bytes]:
+        """What of it travels in a bundle: `decoder.json`."""
+        return {"decoder.json": self.to_json().encode()}
+
     def to_json(self) -> str:
         """The decoder as canonical JSON text, the same bytes for the same decoder."""
         columns = []
@@ -251,6 +265,27 @@ def _column_of(document: Mapping[str, Any]) -> ColumnDecoder:
     return ColumnDecoder(**values)
 
 
+def checker(contract: "TableContract") -> Decoder:
+    """What holds rows against a declared contract: a decoder that has learned nothing but what the contract says."""
+    columns = []
+    for column in contract.columns:
+        low, high = (None if end is None else _bound(end, column.kind) for end in (column.minimum, column.maximum))
+        parts = ("days",) if column.kind == "date" else ()
+        columns.append(
+            ColumnDecoder(column.name, column.kind, column.required, low, high, column.categories or (), parts)
+        )
+    return Decoder(
+        tuple(columns), contract.target.name, tuple(dropped.name for dropped in contract.dropped), declared=True
+    )
+
+
+def _bound(end: float | str, kind: str) -> float:
+    if kind == "date":
+        stamp = parse.date_microseconds(str(end))
+        return NAN if stamp is None else float(stamp)
+    return float(end)
+
+
 def fit_decoder(frame: "pd.DataFrame", contract: "TableContract") -> Decoder:
     """Learn category maps, vocabularies and ranges from training rows, and from nothing else.
 
@@ -290,16 +325,37 @@ def fit_decoder(frame: "pd.DataFrame", contract: "TableContract") -> Decoder:
     return Decoder(tuple(columns), contract.target.name, tuple(dropped.name for dropped in contract.dropped))
 
 
-def json_rows(frame: "pd.DataFrame", decoder: Decoder) -> list[dict[str, Any]]:
-    """Rows of a table as JSON objects of the decoder's columns, as a client would send them; None is an empty cell."""
+def json_rows(frame: "pd.DataFrame", columns: "Decoder | TableContract") -> list[dict[str, Any]]:
+    """Rows of a table as JSON objects of the columns of a decoder or contract; None is an empty cell."""
     cells: dict[str, list[Any]] = {}
-    for column in decoder.columns:
-        if column.kind == "date":
+    for column in columns.columns:
+        if column.kind == "date" and frame[column.name].dtype.kind == "M":
             stamps = microseconds(frame[column.name], column.name).tolist()
             cells[column.name] = [None if stamp == MISSING_DATE else _iso(stamp) for stamp in stamps]
         else:
             cells[column.name] = _map(_JSON_CELLS[column.kind], frame[column.name], column.name)
     return [dict(zip(cells, values, strict=True)) for values in zip(*cells.values(), strict=True)]
+
+
+def clean_rows(rows: Sequence[Row], contract: "TableContract") -> list[dict[str, Any]]:
+    """Rows as `json_rows` gives them, from JSON rows that obey the contract: numbers are numbers, dates ISO text in UTC.
+
+    So code that computes features sees the same cells in a batch and in the service. Other columns are left out.
+
+    Raises:
+        DataError: a value is not of its column's kind; names row (from 0) and column.
+    """
+    readers = [(column.name, _JSON_CELLS[column.kind]) for column in contract.columns]
+    cleaned = []
+    for index, row in enumerate(rows):
+        made = {}
+        for name, read in readers:
+            try:
+                made[name] = read(row.get(name))
+            except (ValueError, TypeError) as error:
+                raise _undecodable(str(error), name, index) from error
+        cleaned.append(made)
+    return cleaned
 
 
 # How a cell decodes: one small function a column, made once.
@@ -314,6 +370,8 @@ def _decoder(column: ColumnDecoder) -> Callable[[Any], Any]:
         return _category_cell(column.levels)
     if column.kind == "date":
         return _date_cell(column.parts)
+    if column.kind == "object":
+        return lambda _: ()
     return _text_cell(column.tokens)
 
 
@@ -395,23 +453,27 @@ def fold(text: str) -> str:
 # What is odd about a cell: None in the ordinary case, at once.
 
 
-def _inspector(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
+def _inspector(column: ColumnDecoder, declared: bool) -> Callable[[Any], Problem | None]:
     if column.kind in {"number", "integer"}:
-        return _inspect_number(column)
+        return _inspect_number(column, declared)
     if column.kind == "category":
-        return _inspect_category(column)
-    read = {"boolean": parse.boolean, "date": parse.date_microseconds, "text": parse.text}[column.kind]
+        return _inspect_category(column, declared)
+    read: Callable[[Any], Any] = {
+        "boolean": parse.boolean, "date": parse.date_microseconds, "text": parse.text, "object": parse.nested,
+    }[column.kind]  # fmt: skip
     low, high = column.minimum, column.maximum
+    span = "" if low is None or high is None else f"{_iso(low)} to {_iso(high)}"
+    span = f"should be {span}" if declared else f"was {span} in training"
 
     def inspect(value: Any) -> Problem | None:
         try:
-            found = cast(Any, read(value))
+            found = read(value)
         except ValueError as error:
             return "type", "error", str(error)
         if found is None or found != found:
             return _EMPTY
         if low is not None and high is not None and not low <= found <= high:
-            return "range", "warning", f"was {_iso(low)} to {_iso(high)} in training, but got {shown(value)}"
+            return "range", "warning", f"{span}, but got {shown(value)}"
         return None
 
     return inspect
@@ -420,10 +482,12 @@ def _inspector(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
 _EMPTY: Problem = ("empty", "warning", "cell is empty and counts as missing")
 
 
-def _inspect_number(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
+def _inspect_number(column: ColumnDecoder, declared: bool) -> Callable[[Any], Problem | None]:
     low = -LARGEST if column.minimum is None else column.minimum
     high = LARGEST if column.maximum is None else column.maximum
     whole = column.kind == "integer"
+    span = f"should be {low:.15g} to {high:.15g}" if declared else f"was {low:.15g} to {high:.15g} in training"
+    integral = "should be a whole number" if declared else "was a whole number in training"
 
     def inspect(value: Any) -> Problem | None:
         kind = type(value)
@@ -436,16 +500,17 @@ def _inspect_number(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
         if found != found:
             return _EMPTY
         if not low <= found <= high:
-            return "range", "warning", f"was {low:.15g} to {high:.15g} in training, but got {shown(value)}"
+            return "range", "warning", f"{span}, but got {shown(value)}"
         if whole and not found.is_integer():
-            return "whole", "warning", f"was a whole number in training, but got {shown(value)}"
+            return "whole", "warning", f"{integral}, but got {shown(value)}"
         return None
 
     return inspect
 
 
-def _inspect_category(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
+def _inspect_category(column: ColumnDecoder, declared: bool) -> Callable[[Any], Problem | None]:
     levels = frozenset(column.levels)
+    place = "is not in the contract" if declared else "was not in training"
 
     def inspect(value: Any) -> Problem | None:
         if type(value) is str and value in levels:
@@ -458,7 +523,7 @@ def _inspect_category(column: ColumnDecoder) -> Callable[[Any], Problem | None]:
             return _EMPTY
         if word in levels:
             return None
-        return "category", "warning", f"category {shown(word)} was not in training and counts as unknown"
+        return "category", "warning", f"category {shown(word)} {place} and counts as unknown"
 
     return inspect
 
@@ -589,12 +654,19 @@ def _json_boolean(value: Any) -> bool | None:
     return None if found != found else found == 1.0
 
 
+def _json_date(value: Any) -> str | None:
+    stamp = parse.date_microseconds(value)
+    return None if stamp is None else _iso(stamp)
+
+
 _JSON_CELLS: Mapping[str, Callable[[Any], Any]] = {
+    "date": _json_date,
     "number": _json_number,
     "integer": _json_integer,
     "boolean": _json_boolean,
     "category": parse.text,
     "text": parse.text,
+    "object": parse.nested,
 }
 
 

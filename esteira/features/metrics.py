@@ -482,6 +482,37 @@ def interval(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def roc_curve(
+    positive: NDArray[np.bool_], score: NDArray[Any], most: int = 200
+) -> tuple[list[float], list[float], list[float]]:
+    """The ROC curve, thinned to at most so many points, evenly through the rows; the first is (0, 0), the last (1, 1).
+
+    Args:
+        positive: which rows are of class 1 `(rows,)`.
+        score: probability of class 1 `(rows,)`.
+
+    Returns:
+        false alarms, hits (both shares) and the threshold from which a row counts as positive, falling; empty lists where
+        one of the two classes does not occur.
+    """
+    ups = int(positive.sum())
+    if ups in (0, len(positive)):
+        return [], [], []
+    order = np.argsort(-score, kind="stable")
+    ordered, hit = score[order], positive[order]
+    last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]]))
+    if len(last) > most - 1:
+        last = last[np.unique(np.linspace(0, len(last) - 1, most - 1).astype(np.int64))]
+    hits = np.cumsum(hit)[last]
+    # Above every score nothing is positive; a finite number, because JSON has no infinity.
+    above = max(1.0, float(np.nextafter(ordered[0], np.inf)))
+    return (
+        [0.0, *((last + 1 - hits) / (len(positive) - ups)).tolist()],
+        [0.0, *(hits / ups).tolist()],
+        [above, *ordered[last].tolist()],
+    )
+
+
 # ---------------------------------------------------------------------------------------------- calibration
 
 

@@ -1,5 +1,6 @@
-"""What one cell means as a number, boolean, date, category or text: the one place that decides it. It knows no contract."""
+"""What one cell means as a number, boolean, date, category, text or object: the one place that decides it. It knows no contract."""
 
+import json
 import math
 import numbers
 import re
@@ -156,6 +157,39 @@ def text(value: Any) -> str | None:
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         return str(value)
     raise ValueError(f"must be text, but got {shown(value)}")
+
+
+def nested(value: Any) -> dict[str, Any] | list[Any] | None:
+    """The cell as a JSON object or array, given as such or as its JSON text; None when it is empty.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, dict | list):
+        return value
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict | list):
+            return found
+    raise ValueError(f"must be a JSON object or array, but got {shown(value)}")
+
+
+def nested_text(value: Any) -> str | None:
+    """The cell as the JSON text of an object or array, the same text for the same value; None when it is empty.
+
+    Raises:
+        ValueError: it is something else, or holds a number that is not finite.
+    """
+    found = nested(value)
+    try:
+        return None if found is None else json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"must be JSON with finite numbers, but got {shown(value)}: {error}") from error
 
 
 def label(value: Any, target: "Target") -> "ClassLabel | float | None":

@@ -104,6 +104,34 @@ def fetch(uri: str, bundle_id: str, *, root: str, place: str, home: Path) -> Pat
     return folder
 
 
+def sealed_id(uri: str, *, root: str) -> str:
+    """The bundle_id that is written beside a stored bundle's manifest; empty where there is none.
+
+    It says which bundle lies there, not that it is whole: `fetch` verifies that.
+
+    Raises:
+        Refused: the address lies outside of storage.
+        OutsideError: storage cannot be reached.
+    """
+    if uri.startswith("s3://"):
+        _require_s3(uri, root)
+        bucket, prefix = _split_s3(uri)
+        client = _client()
+        with _s3_errors():
+            try:
+                content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}/{bundles.SEAL}")["Body"].read(100)
+            except client.exceptions.NoSuchKey:
+                return ""
+        return content.decode("ascii", "replace").strip()
+    if not uri.startswith("file://") or root.startswith("s3://"):
+        raise _outside_storage(uri)
+    folder = Path(unquote(urlsplit(uri).path))
+    if not folder.resolve().is_relative_to(local_root(root).resolve()):
+        raise _outside_storage(uri)
+    seal = folder / bundles.SEAL
+    return seal.read_text(encoding="ascii", errors="replace").strip()[:100] if seal.is_file() else ""
+
+
 def local_root(root: str) -> Path:
     """The folder of a local root, absolute."""
     return Path(unquote(urlsplit(root).path) if root.startswith("file://") else root).absolute()
@@ -204,9 +232,13 @@ def _put_s3(bundle: Path, files: Sequence[str], model: str, mlmodel: str) -> str
     return model
 
 
-def _fetch_s3(uri: str, bundle_id: str, *, root: str, home: Path) -> Path:
+def _require_s3(uri: str, root: str) -> None:
     if not root.startswith("s3://") or not f"{uri}/".startswith(f"{root.rstrip('/')}/") or ".." in uri.split("/"):
         raise _outside_storage(uri)
+
+
+def _fetch_s3(uri: str, bundle_id: str, *, root: str, home: Path) -> Path:
+    _require_s3(uri, root)
     if re.fullmatch(r"[0-9a-f]{64}", bundle_id) is None:
         raise Refused(
             "a bundle_id is 64 hexadecimal digits", code="bundle_id", where=uri, cure="register the version anew"

@@ -1,4 +1,8 @@
-"""JSON lines, or one JSON array, of flat objects; a key that a row lacks is a missing cell."""
+"""JSON lines, or one JSON array, of objects; a key that a row lacks is a missing cell, a nested value stays JSON text.
+
+A column of nested values has the Arrow type large_string, which no other source makes: whether a line can read such cells
+is for its contract to say, in validate.
+"""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,8 @@ def read_json(data: bytes, where: str) -> "pa.Table":
     """Keys in the order they are first seen; a column has one type.
 
     Raises:
-        DataError: no row, a row that is no object, a key twice, a nested value, a column of two types; with its line.
+        DataError: no row, a row that is no object, a key twice, a column of two types, a nested number that is not finite;
+            with its line.
         SourceError: it is no JSON, or no UTF-8.
     """
     try:
@@ -47,7 +52,43 @@ def read_json(data: bytes, where: str) -> "pa.Table":
         raise no_rows("there is none", where)
     keys = dict.fromkeys(key for row in rows for key in row)
     names = column_names(list(keys), where, [])
-    return from_columns(names, ([row.get(key) for row in rows] for key in keys), places, unit, where)
+    columns = [[row.get(key) for row in rows] for key in keys]
+    nested = {at for at, values in enumerate(columns) if any(isinstance(value, dict | list) for value in values)}
+    flat = ([None] * len(rows) if at in nested else values for at, values in enumerate(columns))
+    table = from_columns(names, flat, places, unit, where)
+    for at in sorted(nested):
+        table = table.set_column(at, names[at], _nested(names[at], columns[at], places, unit, where))
+    return table
+
+
+def _nested(name: str, values: list[Any], places: list[int], unit: str, where: str) -> "pa.Array":
+    """A column of JSON objects and arrays as their text."""
+    import pyarrow as pa
+
+    texts: list[str | None] = []
+    for value, place in zip(values, places, strict=True):
+        here = f"{where}, {unit} {place}, column {clip(name)!r}"
+        if value is not None and not isinstance(value, dict | list):
+            raise DataError(
+                f"a column has one type, but column {clip(name)!r} has objects or arrays, and here {clip(str(value))!r}",
+                code="changes_type",
+                where=here,
+                cure="write all values of the column with one type",
+            )
+        try:
+            texts.append(None if value is None else _dumped(value))
+        except ValueError as error:
+            raise DataError(
+                f"a nested number is finite, but column {clip(name)!r} holds {clip(str(value))}",
+                code="nested_infinite",
+                where=here,
+                cure="write null instead",
+            ) from error
+    return pa.array(texts, pa.large_string())
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _loads(text: str, where: str) -> Any:

@@ -1,6 +1,6 @@
 """The platform store: SQLAlchemy on SQLite or PostgreSQL, migrated by Alembic, every row with its tenant."""
 
-from esteira.store.records import Alias, Dataset, Experiment, Prediction, Receipt, Run, Step, Trial, Version
+from esteira.store.records import Alias, Dataset, Experiment, Prediction, Run, Step, Trial, Version
 from esteira.store.store import Store, side_by_side
 
 __all__ = [
@@ -8,7 +8,6 @@ __all__ = [
     "Dataset",
     "Experiment",
     "Prediction",
-    "Receipt",
     "Run",
     "Step",
     "Store",

@@ -72,17 +72,6 @@ class Trial(Record):
 
 
 @dataclass(frozen=True)
-class Receipt(Record):
-    """What a step left for a key that covers all that decided it."""
-
-    key: str
-    step: str
-    run_id: str | None
-    outputs: dict[str, Any]
-    created_at: datetime
-
-
-@dataclass(frozen=True)
 class Dataset(Record):
     """A data set by its bytes (K-08). `quality_score` lies in [0, 1]; `file_size` is bytes."""
 

@@ -18,7 +18,7 @@ from esteira import crash
 from esteira.errors import ConfigError
 from esteira.store import tables as t
 from esteira.store.database import Database, open_engine, plain
-from esteira.store.records import Alias, Dataset, Experiment, Prediction, Receipt, Record, Run, Step, Trial, Version
+from esteira.store.records import Alias, Dataset, Experiment, Prediction, Record, Run, Step, Trial, Version
 
 Row = dict[str, Any]
 R = TypeVar("R", bound=Record)
@@ -316,18 +316,6 @@ class Store(Database):
             "params": side_by_side(left.params, right.params),
             "metrics": side_by_side(left.metrics, right.metrics),
         }
-
-    # Receipts: a step's outputs under the hash of all that decided them.
-
-    def put_receipt(self, key: str, *, step: str, outputs: Mapping[str, Any], run_id: str | None = None) -> None:
-        """Keep what a step left for this key; a later one replaces it."""
-        values = {"key": key, "step": step, "run_id": run_id, "outputs": dict(outputs), "created_at": now()}
-        with self.begin() as connection:
-            connection.execute(self._upsert(t.receipts, values, ["key"]))
-
-    def get_receipt(self, key: str) -> Receipt | None:
-        """The receipt of this key, or None."""
-        return self._one(Receipt, self._mine(t.receipts, t.receipts.c.key == key))
 
     # Datasets (K-08).
 

@@ -111,16 +111,6 @@ trials = _table(
     _of_run(),
 )
 
-receipts = _table(
-    "receipts",
-    _tenant(),
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("step", sa.String(64), nullable=False),
-    sa.Column("run_id", sa.String(64)),
-    sa.Column("outputs", sa.JSON, nullable=False),
-    sa.Column("created_at", UtcTime, nullable=False),
-)
-
 # K-08, and content_hash: a model names exactly the bytes it was trained on. Tenant and creator are names, not UUIDs,
 # because the actor is the name of the key that was used.
 datasets = _table(

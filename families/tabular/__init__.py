@@ -7,16 +7,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from esteira.family import Answer, Answerer, ArtefactKind, Fitted, OpenBundle, Sample, Score, Search, Searched
+from esteira.family import (
+    Answer,
+    Answerer,
+    ArtefactKind,
+    Candidate,
+    Finding,
+    Fitted,
+    OpenBundle,
+    Sample,
+    Score,
+    Search,
+    Searched,
+)
+from esteira.features import answers
+from esteira.features.answers import post_of
 from esteira.features.decode import Decoder
-from families.tabular.answer import STAGES, TableAnswerer, post_of
+from families.tabular.answer import STAGES, TableAnswerer
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
-    from esteira.features.contract import TableContract
+    from esteira.features.contract import ContractOptions, TableContract, Task
 
 LABEL = "__label__"
 
@@ -56,16 +70,7 @@ class TableFitted(TableAnswerer):
 
 def manifest_of(contract: "TableContract", post: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's part that this family owns."""
-    units = {column.name: column.unit for column in contract.columns if column.unit}
-    if contract.target.unit:
-        units[contract.target.name] = contract.target.unit
-    return {
-        "task": contract.target.task,
-        "schema": contract.model_dump(mode="json", exclude_defaults=True),
-        "units": units,
-        "stages": list(STAGES),
-        "post": dict(post),
-    }
+    return answers.manifest_of(contract, post, STAGES)
 
 
 def fit_contract(contract: "TableContract", frame: "pd.DataFrame", truths: Any, **search_with: Any) -> TableFitted:
@@ -81,12 +86,13 @@ def fit_contract(contract: "TableContract", frame: "pd.DataFrame", truths: Any, 
         DataError: a cell or a label cannot be decoded.
     """
     from esteira.features.decode import fit_decoder
-    from families.tabular import features, model
+    from esteira.features.labels import encode_labels
+    from families.tabular import model
 
     search: Search = search_with.pop("search")
     decoder = fit_decoder(frame, contract)
     x = decoder.frame(frame)
-    y = features.encode_labels(truths, contract.target)
+    y = encode_labels(truths, contract.target)
     task = contract.target.task
     metric = search_with.pop("metric", "") or model.PRIMARY[task]
     searched = search(
@@ -108,6 +114,7 @@ class Tabular:
     name: str = "tabular"
     artefact_kind: ArtefactKind = "onnx"
     params: type[BaseModel] = field(default=Params)
+    row_rules: None = None
 
     def sample(self) -> Sample:
         """Deliveries of a small parcel service, made up (see sample.py); rows without the label `late`."""
@@ -157,12 +164,12 @@ class Tabular:
         import numpy as np
 
         from esteira.features.decode import fit_decoder
-        from families.tabular import features
+        from esteira.features.labels import encode_labels
         from families.tabular.contract import infer
 
         frame = _framed(rows)
         contract, _ = infer(frame.assign(**{LABEL: list(truths)}), LABEL, self.name)
-        y = features.encode_labels(truths, contract.target)
+        y = encode_labels(truths, contract.target)
         classes = contract.target.classes
         constant = np.array([y.mean()]) if classes is None else np.bincount(y, minlength=len(classes)) / len(y)
 
@@ -170,6 +177,45 @@ class Tabular:
             return np.repeat(constant, len(x)) if classes is None else np.tile(constant, (len(x), 1))
 
         return TableAnswerer(fit_decoder(frame, contract), post_of(contract.target, y, predict(y)), predict)
+
+    # What the steps need beyond that; see esteira.family.Trainable.
+
+    def contract(
+        self, frame: "pd.DataFrame", target: str, line: str, options: "ContractOptions"
+    ) -> "tuple[TableContract, list[Finding]]":
+        """The contract inferred from the rows; see contract.py."""
+        from families.tabular.contract import infer
+
+        given = options.model_dump(exclude_none=True)
+        return infer(frame, target, line, **given)
+
+    def featurizer(self, frame: "pd.DataFrame", contract: "TableContract") -> Decoder:
+        """The typed decoder, with the categories, words and ranges of these rows."""
+        from esteira.features.decode import fit_decoder
+
+        return fit_decoder(frame, contract)
+
+    def candidates(self, task: "Task", n_rows: int) -> list[Candidate]:
+        """What model.py declares."""
+        from families.tabular import model
+
+        return model.candidates(task, n_rows)
+
+    def metric(self, task: "Task") -> str:
+        """roc_auc (two classes), f1_macro (more) or r2 (regression)."""
+        from families.tabular import model
+
+        return model.PRIMARY[task]
+
+    def post(
+        self, contract: "TableContract", truth: "NDArray[Any]", out_of_fold: "NDArray[np.float64]"
+    ) -> dict[str, Any]:
+        """The classes, or the half width of the interval."""
+        return post_of(contract.target, truth, out_of_fold)
+
+    def manifest(self, contract: "TableContract", post: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest's part that this family owns."""
+        return manifest_of(contract, post)
 
     def features(self, rows: Any, fitted: Fitted) -> "NDArray[np.float32]":
         """Features of shape (rows, features) of a sequence of rows or a DataFrame."""

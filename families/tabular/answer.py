@@ -1,27 +1,20 @@
-"""Rows in, answers out: decode, run, say it. The same for the native model and the exported one; it trains nothing.
+"""Answers of a table's line: the typed decoder before the prediction. It trains nothing."""
 
-The path of one request: no pydantic, no pandas, one small float32 array.
-"""
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from esteira.family import Answer, Finding, Row
+from esteira.features.answers import FeatureAnswerer
 from esteira.features.decode import Decoder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from esteira.features.contract import ClassLabel, Target
-
-INTERVAL_LEVEL = 0.9
 STAGES = ("decode", "graph.onnx", "post")
 
 
-class TableAnswerer:
-    """Answers rows of one table's line. Safe to call from several threads.
+class TableAnswerer(FeatureAnswerer):
+    """Answers rows of one table's line.
 
     Args:
         decoder: rows to features.
@@ -32,94 +25,5 @@ class TableAnswerer:
     def __init__(
         self, decoder: Decoder, post: Mapping[str, Any], predict: "Callable[[NDArray[np.float32]], NDArray[Any]]"
     ) -> None:
+        super().__init__(decoder.rows, decoder.check, post, predict)
         self.decoder = decoder
-        self.post = post
-        self._predict = predict
-        classes: Sequence[ClassLabel] | None = post.get("classes")
-        self._say: Callable[[Any], Answer]
-        if classes is None:
-            level = float(post.get("interval_level", INTERVAL_LEVEL))
-            quantile = post.get("interval_quantile")
-            self._say = _regression(quantile, level, post.get("confidence_kind", "calibrated"))
-        else:
-            self._say = _classification(list(classes), post.get("confidence_kind", "heuristic"))
-
-    def check(self, rows: Sequence[Row]) -> list[Finding]:
-        """Findings of the line's contract; an `error` finding means the row must be refused."""
-        return self.decoder.check(rows)
-
-    def answer(self, rows: Sequence[Row]) -> list[Answer]:
-        """One answer a row, in order.
-
-        `{"prediction", "probabilities" (class as text -> p) or "interval" [low, high], "confidence", "confidence_kind",
-        "warnings": [{"rule", "column", "message"}]}`. The confidence of a class is its probability, that of a value the
-        level of its interval.
-
-        Raises:
-            DataError: a value cannot be decoded (`check` names it beforehand).
-        """
-        if not rows:
-            return []
-        answers = [self._say(y) for y in self._predict(self.decoder.rows(rows)).tolist()]
-        for finding in self.decoder.check(rows):
-            if finding.severity == "warning" and finding.row is not None:
-                note = {"rule": finding.rule, "column": finding.column, "message": finding.message}
-                answers[finding.row]["warnings"].append(note)
-        return answers
-
-
-def _classification(classes: "list[ClassLabel]", kind: str) -> Callable[[list[float]], Answer]:
-    keys = [class_key(label) for label in classes]
-
-    def say(probabilities: list[float]) -> Answer:
-        top = max(probabilities)
-        return {
-            "prediction": classes[probabilities.index(top)],
-            "probabilities": dict(zip(keys, probabilities, strict=True)),
-            "confidence": top,
-            "confidence_kind": kind,
-            "warnings": [],
-        }
-
-    return say
-
-
-def _regression(quantile: float | None, level: float, kind: str) -> Callable[[float], Answer]:
-    def say(value: float) -> Answer:
-        known = quantile is not None
-        return {
-            "prediction": value,
-            "interval": [value - quantile, value + quantile] if quantile is not None else None,
-            "confidence": level if known else None,
-            "confidence_kind": kind if known else "heuristic",
-            "warnings": [],
-        }
-
-    return say
-
-
-def class_key(label: "ClassLabel") -> str:
-    """The text that names a class in `probabilities`: true and false as JSON writes them."""
-    if isinstance(label, bool):
-        return "true" if label else "false"
-    return str(label)
-
-
-def post_of(target: "Target", truth: "NDArray[Any]", out_of_fold: "NDArray[np.float64]") -> dict[str, Any]:
-    """What turns the graph's output into an answer.
-
-    Args:
-        target: the contract's label.
-        truth: class codes or values of the training rows.
-        out_of_fold: predictions on them by models that did not see them, same order; rows with NaN are left out.
-
-    Returns:
-        `{"classes", "confidence_kind"}`, or for regression `{"interval_quantile", "interval_level", "confidence_kind"}`:
-        the half width (unit of the label) that covers 90 % of the out-of-fold errors, None with fewer than 20 of them.
-    """
-    if target.classes is not None:
-        return {"classes": list(target.classes), "confidence_kind": "heuristic"}
-    errors = sorted(error for error in abs(truth - out_of_fold).tolist() if math.isfinite(error))
-    rank = math.ceil((len(errors) + 1) * INTERVAL_LEVEL)
-    quantile = errors[rank - 1] if len(errors) >= 20 else None
-    return {"interval_quantile": quantile, "interval_level": INTERVAL_LEVEL, "confidence_kind": "calibrated"}

@@ -28,6 +28,7 @@ FEW_ROWS = 10  # below it nothing is called an identifier
 UNIQUE = 0.99  # share of distinct codes from which a column of codes is an identifier
 CLASS_VALUES = 20  # a whole-numbered label with more distinct values is a regression
 MAX_CLASSES = 1000
+KINDS = tuple(kind for kind in get_args(ColumnKind) if kind != "object")  # a nested cell has no features here
 
 _PADDED = re.compile(r"0\d+", re.ASCII)
 _SPACE = re.compile(r"\s")
@@ -75,9 +76,9 @@ def infer(
         names, target, {**dict.fromkeys(kinds or {}, "kinds"), **dict.fromkeys(drop, "drop")}, time_column, group_column
     )
     for name, kind in (kinds or {}).items():
-        if kind not in get_args(ColumnKind):
+        if kind not in KINDS:
             raise ConfigError(
-                f"the kind of a column is one of {', '.join(get_args(ColumnKind))}, but column {name!r} has {kind!r}",
+                f"the kind of a column is one of {', '.join(KINDS)}, but column {name!r} has {kind!r}",
                 code="bad_kind",
                 where=f"kinds.{name}",
                 cure="correct the parameter",

@@ -4,19 +4,14 @@ A parcel service asks whether a delivery will be late. The rows have every kind 
 missing cells.
 """
 
-import importlib
-import json
 import random
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from esteira import outputs
-from esteira.family import Answer, Search
+from esteira import golden
 
-FOLDER = Path(__file__).parent / "sample"
 ROWS = 160
-SEED = 42
 NOTES = ("leave at door", "ring twice", "fragile glass", "call before", "gate code needed", "leave with neighbour")
 
 
@@ -61,26 +56,6 @@ def broken(good: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def answers(search: Search) -> list[Answer]:
-    """What the native model, fitted on the sample with seed 42, answers to it."""
-    from families.tabular import FAMILY, Params
-
-    sample = FAMILY.sample()
-    return FAMILY.fit(sample.rows, sample.truths, params=Params(), seed=SEED, search=search).answer(sample.rows)
-
-
-def main() -> None:
-    """Write rows.jsonl, broken.jsonl and answers.jsonl beside this file."""
-    made = rows()
-    outputs.write(FOLDER, {"rows.jsonl": _lines(made), "broken.jsonl": _lines(broken(made[0]["row"]))})
-    # Families know no engine; here, as in the steps, it is handed in from outside.
-    search: Search = importlib.import_module("esteira.automl").search
-    outputs.write(FOLDER, {"answers.jsonl": _lines(answers(search))})
-
-
-def _lines(documents: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents).encode()
-
-
 if __name__ == "__main__":
-    main()
+    made = rows()
+    golden.write(Path(__file__).parent / "sample", "tabular", rows=made, broken=broken(made[0]["row"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esteira import outputs
 from esteira.errors import ConfigError, Refused
+from pipelines.shape import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = Path(__file__).parent / "template"
@@ -22,7 +23,7 @@ def scaffold(name: str, root: Path = ROOT) -> list[Path]:
         root: of the repository.
 
     Returns:
-        What was written or changed. The golden answers are not: they need a fit, see `families/<name>/sample.py`.
+        What was written or changed. The folder `sample` is not: its answers need a fit, see `families/<name>/sample.py`.
 
     Raises:
         ConfigError: the name has another form.
@@ -46,14 +47,12 @@ def scaffold(name: str, root: Path = ROOT) -> list[Path]:
             where=name,
             cure="take another name, or remove it first",
         )
-    words = {"@NAME@": name, "@DASHED@": dashed, "@CLASS@": "".join(part.capitalize() for part in name.split("_"))}
+    words = {"@NAME@": name, "@DASHED@": dashed}
     written = {path.name.removesuffix(".txt"): _filled(path, words) for path in sorted(TEMPLATE.glob("*.txt"))}
     outputs.write(overlay, {"kustomization.yaml": written.pop("kustomization.yaml")})
-    # The gate and what a step asks of a cluster start as those of tables.
-    for borrowed in ("gate.yaml", "resources.yaml"):
-        written[borrowed] = (root / "families" / "tabular" / borrowed).read_bytes()
     outputs.write(family, written)
-    block = f'families:\n  {name}:\n    source: ""\n    target: ""\n'
+    sections = "".join(f"    {step}: {{}}\n" for step in NAMES)
+    block = f"families:\n  {name}:\n    source: families/{name}/sample/table.jsonl\n    target: minutes\n    seed: 42\n{sections}"
     outputs.write(root, {"params.yaml": re.sub(r"^families:.*\n", block, text, count=1, flags=re.MULTILINE).encode()})
     return [*(family / file for file in sorted(written)), overlay / "kustomization.yaml", params]
 

@@ -1,7 +1,11 @@
-"""A toy family with nested rows: how long will a plan of tasks take? The engine searches; the graph answers."""
+"""A toy family with nested rows: how long will a plan of tasks take? The engine searches; the graph answers.
+
+Its words are written by hand, without `DeclaredFamily`, so that the protocol is what holds. The folder is a whole family:
+copied below families/ it runs the DAG.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,16 @@ from esteira.family import (
     Search,
     Searched,
 )
+from esteira.features.contract import Column, ContractOptions, TableContract, Target, Task
+from esteira.features.decode import json_rows
 
-GOLDEN = Path(__file__).parent / "nested_answers.jsonl"
+GOLDEN = Path(__file__).parent / "answers.jsonl"
+CONTRACT = TableContract(
+    line="nested",
+    target=Target(name="seconds", task="regression", unit="seconds"),
+    columns=(Column(name="plan_id", kind="text"), Column(name="tasks", kind="object", unit="milliseconds each")),
+)
+NAMES = ("tasks", "sum_s", "longest_s")
 
 
 class Params(BaseModel):
@@ -62,6 +74,23 @@ def features(rows: Sequence[Row]) -> NDArray[np.float32]:
     ).reshape(len(rows), 3)
 
 
+class Plans:
+    """The featurizer: nothing is fitted, nothing travels in the bundle."""
+
+    names = NAMES
+    categorical: tuple[int, ...] = ()
+    groups: Mapping[str, Sequence[int]] = {"plan_id": (), "tasks": (0, 1, 2)}
+
+    def rows(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        return features(rows)
+
+    def frame(self, frame: Any) -> NDArray[np.float32]:
+        return features(json_rows(frame, CONTRACT))
+
+    def files(self) -> Mapping[str, bytes]:
+        return {}
+
+
 class Answering:
     def __init__(self, predict: Any) -> None:
         self._predict = predict
@@ -85,13 +114,17 @@ class NestedFitted(Answering):
         return {"graph.onnx": self.searched.graph()}
 
     def manifest(self) -> dict[str, Any]:
-        return {
-            "task": "regression",
-            "schema": {"tasks": [{"ms": "number"}]},
-            "units": {"ms": "milliseconds", "prediction": "seconds"},
-            "stages": ["features", "graph.onnx"],
-            "post": {},
-        }
+        return FAMILY.manifest(CONTRACT, {})
+
+
+def plans(count: int, seed: int) -> tuple[list[dict[str, Any]], list[float]]:
+    """Made-up plans and the seconds that each took."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {"plan_id": f"p{i}", "tasks": [{"ms": int(ms)} for ms in rng.integers(10, 2000, int(rng.integers(1, 9)))]}
+        for i in range(count)
+    ]
+    return rows, [0.2 * len(row["tasks"]) + sum(t["ms"] for t in row["tasks"]) / 1000 for row in rows]
 
 
 @dataclass(frozen=True)
@@ -100,13 +133,12 @@ class Nested:
     artefact_kind: ArtefactKind = "onnx"
     params: type[BaseModel] = field(default=Params)
 
+    @property
+    def row_rules(self) -> Callable[[Sequence[Row]], list[Finding]]:
+        return check
+
     def sample(self) -> Sample:
-        rng = np.random.default_rng(3)
-        rows = [
-            {"plan_id": f"p{i}", "tasks": [{"ms": int(ms)} for ms in rng.integers(10, 2000, int(rng.integers(1, 9)))]}
-            for i in range(48)
-        ]
-        truths = [0.2 * len(row["tasks"]) + sum(t["ms"] for t in row["tasks"]) / 1000 for row in rows]
+        rows, truths = plans(48, seed=3)
         broken = [
             ({"plan_id": "empty", "tasks": []}, "tasks"),
             ({"plan_id": "word", "tasks": [{"ms": 5}, {"ms": "long"}]}, "tasks.1.ms"),
@@ -140,6 +172,32 @@ class Nested:
 
     def open(self, bundle: OpenBundle) -> Answerer:
         return Answering(lambda x: bundle.run("graph.onnx", x)["y"])
+
+    def contract(
+        self, frame: Any, target: str, line: str, options: ContractOptions
+    ) -> tuple[TableContract, list[Finding]]:
+        return CONTRACT.model_copy(update={"line": line}), []
+
+    def featurizer(self, frame: Any, contract: TableContract) -> Plans:
+        return Plans()
+
+    def candidates(self, task: Task, n_rows: int) -> list[Candidate]:
+        return [Candidate("linear", defaults={"alpha": 1e-3}), Candidate("constant")]
+
+    def metric(self, task: Task) -> str:
+        return "mae"
+
+    def post(self, contract: TableContract, truth: NDArray[Any], out_of_fold: NDArray[np.float64]) -> dict[str, Any]:
+        return {}
+
+    def manifest(self, contract: TableContract, post: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "task": "regression",
+            "schema": contract.model_dump(mode="json", exclude_defaults=True),
+            "units": {"ms": "milliseconds", "seconds": "seconds"},
+            "stages": ["features", "graph.onnx"],
+            "post": dict(post),
+        }
 
     def metrics(self, truths: Sequence[Any], answers: Sequence[Answer]) -> dict[str, Score]:
         error = np.abs(np.asarray(truths) - np.array([answer["prediction"] for answer in answers]))

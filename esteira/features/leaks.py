@@ -43,7 +43,7 @@ def find_leaks(frame: "pd.DataFrame", target: str, contract: "TableContract") ->
         return []
     found: list[tuple[float, Finding]] = []
     for column in contract.columns:
-        if column.name not in frame.columns:
+        if column.name not in frame.columns or column.kind == "object":
             continue
         values = _values(frame, column)[known]
         if contract.target.classes is None:
