@@ -1,39 +1,112 @@
-"""Writes the release pipeline as KFP's IR YAML, with a line's source, label, seed and parameters as its defaults."""
+"""Writes a line's release pipeline for a cluster: KFP's IR YAML, and the same as Kubernetes objects for `kubectl apply`.
 
+The same line, parameters and resources give the same bytes on every machine. It sends nothing anywhere.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-from kfp import compiler
+from typing import Any
 
 from esteira.family import Line
-from pipelines.dag import release
-from pipelines.plan import Plan
+from pipelines.plan import Plan, Project, decide
+from pipelines.resources import Resources, read_resources
+
+# What a run on a cluster is compared with unless somebody says otherwise.
+CHAMPION = "@champion"
+# What no source and no label can be: stands for "not said yet" while a plan is decided.
+_OPEN = "\0"
 
 
-def write_ir(plan: Plan, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Compiled:
+    """One line, compiled.
+
+    Attributes:
+        name: of the pipeline in KFP.
+        version: of the pipeline, from the content of `ir`: the same content is the same version.
+        ir: IR YAML, two documents: pipeline spec and platform spec.
+        native: the Kubernetes objects Pipeline and PipelineVersion.
+    """
+
+    line: str
+    name: str
+    version: str
+    ir: Path
+    native: Path
+
+
+def pipeline_name(line: Line) -> str:
+    """The line's name in KFP: a DNS label, another one for every line."""
+    plain = "esteira-" + re.sub(r"[._]", "-", line.registered_name)
+    alike = re.search(r"[._]|-$", line.name) or re.search(r"__|_$", line.family) or len(plain) > 100
+    return f"{plain[:90].rstrip('-')}-{hashlib.sha256(str(line).encode()).hexdigest()[:8]}" if alike else plain
+
+
+def defaults(line: str, project: Project) -> Plan:
+    """The line's plan by params.yaml; a source or label that it does not say is "" and must be given to each run.
+
+    Raises:
+        ConfigError: as `pipelines.plan.decide`.
+    """
+    plan = decide(line, project=project, last={"source": _OPEN, "target": _OPEN})
+    return plan.model_copy(update={name: "" for name in ("source", "target") if getattr(plan, name) == _OPEN})
+
+
+def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefix: str = "localhost") -> Compiled:
     """Compile one line's pipeline.
 
     Args:
         plan: decides the defaults of the pipeline's parameters; a submitter may change them.
-        folder: gets `<registered name of the line>.yaml`; created.
-
-    Returns:
-        The file, whole or not written.
+        folder: gets `<registered name>.yaml` and `<registered name>.k8s.yaml`, each whole or not at all; created.
+        resources: what the steps ask of the cluster; None reads the family's resources.yaml.
+        prefix: registry and folder of the images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = Line.parse(plan.line).registered_name
-    final, temporary = folder / f"{name}.yaml", folder / f".{name}.tmp.yaml"
-    compiler.Compiler().compile(
-        release,
-        str(temporary),
-        pipeline_name=f"esteira-{name.replace('_', '-').replace('.', '-')}",
-        pipeline_parameters={
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    from pipelines.dag import build
+
+    line = Line.parse(plan.line)
+    pipeline = build(resources or read_resources(line.family), prefix)
+    name = pipeline_name(line)
+    known = {"source": plan.source, "target": plan.target}
+    told: dict[str, Any] = {
+        "pipeline_name": name,
+        "pipeline_display_name": f"Esteira: {plan.line}",
+        "pipeline_parameters": {
             "line": plan.line,
-            "source": plan.source,
-            "target": plan.target,
             "seed": plan.seed,
+            "champion": CHAMPION,
+            **{key: value for key, value in known.items() if value},
             **plan.sections,
         },
-        type_check=True,
+        "type_check": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    ir = _whole(folder / f"{line.registered_name}.yaml", lambda path: Compiler().compile(pipeline, path, **told))
+    version = f"{name}-{hashlib.sha256(ir.read_bytes()).hexdigest()[:12]}"
+    manifest = KubernetesManifestOptions(
+        pipeline_name=name,
+        pipeline_display_name=f"Esteira: {plan.line}",
+        pipeline_version_name=version,
+        pipeline_version_display_name=version,
+        include_pipeline_manifest=True,
     )
+    native = _whole(
+        folder / f"{line.registered_name}.k8s.yaml",
+        lambda path: Compiler().compile(
+            pipeline, path, **told, kubernetes_manifest_format=True, kubernetes_manifest_options=manifest
+        ),
+    )
+    return Compiled(plan.line, name, version, ir, native)
+
+
+def _whole(final: Path, compile_to: Callable[[str], None]) -> Path:
+    """kfp writes in place; a reader must find the former file or the new one."""
+    temporary = final.with_name(f".{final.stem}.tmp.yaml")
+    compile_to(str(temporary))
     temporary.replace(final)
     return final

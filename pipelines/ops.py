@@ -5,9 +5,12 @@ A body is compiled into the pipeline's YAML as source text, so each imports what
 
 # kfp reads the annotations of a component as objects, so `from __future__ import annotations` must stay away.
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
-IMAGE = "localhost/esteira-pipeline-python:0.1.0"
+from pipelines.resources import image_name
+
+# Of a run here only; what is compiled names the image that the family asks for, and the prefix of the registry.
+IMAGE = image_name("pipeline")
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -16,11 +19,12 @@ def ingest(line: str, source: str, target: str, params: dict, out: Output[Datase
     from pathlib import Path
 
     from components import ingest as step
+    from pipelines.artefacts import describe
 
     report = step.run(
         source=source, target=target, line=line, out=Path(out.path), params=step.Params.model_validate(params)
     )
-    out.metadata.update(report.model_dump(mode="json"))
+    describe(out, report)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -37,13 +41,14 @@ def validate(
     from pathlib import Path
 
     from components import validate as step
+    from pipelines.artefacts import describe
 
     folder = Path(ingested.path)
     report = step.run(
         rows=folder / "rows.parquet", dataset=folder / "dataset.json", target=target, line=line,
-        champion=Path(champion) if champion else None, out=Path(out.path), params=step.Params.model_validate(params),
+        champion=champion, out=Path(out.path), params=step.Params.model_validate(params),
     )  # fmt: skip
-    out.metadata.update(report.model_dump(mode="json"))
+    describe(out, report)
     Path(page.path).write_bytes((Path(out.path) / "report.html").read_bytes())
 
 
@@ -53,13 +58,14 @@ def featurize(seed: int, params: dict, validated: Input[Dataset], out: Output[Da
     from pathlib import Path
 
     from components import featurize as step
+    from pipelines.artefacts import describe
 
     folder = Path(validated.path)
     report = step.run(
         rows=folder / "rows.parquet", contract=folder / "contract.yaml", seed=seed,
         out=Path(out.path), params=step.Params.model_validate(params),
     )  # fmt: skip
-    out.metadata.update(report.model_dump(mode="json"))
+    describe(out, report)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -70,32 +76,35 @@ def train(
     from pathlib import Path
 
     from components import train as step
+    from pipelines.artefacts import describe
 
     report = step.run(
         features=Path(featurized.path), contract=Path(validated.path) / "contract.yaml", line=line, seed=seed,
         out=Path(out.path), params=step.Params.model_validate(params),
     )  # fmt: skip
-    out.metadata.update(report.model_dump(mode="json"))
+    describe(out, report)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     line: str, champion: str, seed: int, params: dict, featurized: Input[Dataset], trained: Input[Model],
-    validated: Input[Dataset], ingested: Input[Dataset], out: Output[Artifact], metrics: Output[Metrics], page: Output[HTML],
+    validated: Input[Dataset], ingested: Input[Dataset], out: Output[Artifact], metrics: Output[Metrics],
+    classification: Output[ClassificationMetrics], page: Output[HTML],
 ):  # fmt: skip
     """Measure on held-back rows, boot the real server, judge; a held gate fails this task, and so all after it."""
     from pathlib import Path
 
     from components import evaluate as step
+    from pipelines.artefacts import describe, log_classification, log_scores
 
     report = step.run(
         features=Path(featurized.path), trained=Path(trained.path), contract=Path(validated.path) / "contract.yaml",
-        dataset=Path(ingested.path) / "dataset.json", champion=Path(champion) if champion else None, line=line,
-        seed=seed, out=Path(out.path), params=step.Params.model_validate(params),
+        dataset=Path(ingested.path) / "dataset.json", champion=champion, line=line, seed=seed, out=Path(out.path),
+        params=step.Params.model_validate(params),
     )  # fmt: skip
-    for name, value in report.metrics.items():
-        if value is not None:
-            metrics.log_metric(name, value)
+    describe(out, report)
+    log_scores(metrics, Path(out.path))
+    log_classification(classification, Path(out.path), Path(featurized.path), Path(trained.path))
     Path(page.path).write_bytes((Path(out.path) / "report.html").read_bytes())
 
 
@@ -108,12 +117,14 @@ def register(
     from pathlib import Path
 
     from components import register as step
+    from pipelines.artefacts import describe
 
-    step.run(
+    report = step.run(
         evaluated=Path(evaluated.path), trained=Path(trained.path), dataset=Path(ingested.path) / "dataset.json",
         profile=Path(validated.path) / "profile.json", line=line, run_id=run_id, out=Path(out.path),
         params=step.Params.model_validate(params),
     )  # fmt: skip
+    describe(out, report)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -122,8 +133,10 @@ def deploy(line: str, params: dict, registered: Input[Artifact], evaluated: Inpu
     from pathlib import Path
 
     from components import deploy as step
+    from pipelines.artefacts import describe
 
-    step.run(
+    report = step.run(
         receipt=Path(registered.path) / "receipt.json", bundle=Path(evaluated.path) / "bundle", line=line,
         out=Path(out.path), params=step.Params.model_validate(params),
     )  # fmt: skip
+    describe(out, report)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from pipelines import ops
-from pipelines.compile import write_ir
+from pipelines.compile import defaults, write
 from pipelines.forkserver import PRELOAD
-from pipelines.plan import decide, read_project
+from pipelines.plan import read_project
 from pipelines.shape import NAMES, STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    plan = decide("tabular", project=read_project(ROOT / "params.yaml"))
-    return yaml.safe_load(write_ir(plan, tmp_path_factory.mktemp("ir")).read_text(encoding="utf-8"))
+    plan = defaults("tabular", read_project(ROOT / "params.yaml"))
+    text = write(plan, tmp_path_factory.mktemp("ir")).ir.read_text(encoding="utf-8")
+    return next(iter(yaml.safe_load_all(text)))
 
 
 def test_the_compiled_pipeline_has_the_steps_of_the_shape_and_waits_for_what_they_need(compiled: Any) -> None:
@@ -52,7 +53,7 @@ def test_the_lines_defaults_stand_in_the_compiled_file(compiled: Any) -> None:
 def test_the_kfp_door_of_a_step_takes_what_the_shape_gives_it(step: Any) -> None:
     taken = set(inspect.signature(getattr(ops, step.name).python_func).parameters)
 
-    assert {"params", "out", *step.takes, *step.needs} == taken - {"page", "metrics"}
+    assert {"params", "out", *step.takes, *step.needs} == taken - {"page", "metrics", "classification"}
 
 
 @pytest.mark.parametrize("step", STEPS, ids=NAMES)
