@@ -38,6 +38,7 @@ PRELOAD: Mapping[str, Sequence[str]] = {
         "onnx",
         "onnxruntime",
     ),
+    "kfp": ("kfp.dsl.executor_main",),
     "checks": ("kfp.dsl.executor_main", "pandas", "great_expectations", "components.validate"),
     "registry": (
         "kfp.dsl.executor_main",

@@ -1,52 +1,38 @@
-"""Runs the very pipeline that is submitted, here: kfp's local SubprocessRunner, with steps forked from preloaded processes.
+"""Runs the very pipeline that is submitted, here, for one model line; reuses what it can and records all of it.
 
 Writes the run's record to the platform store and its products to `build/<line>/<run>`; a held gate or any failure ends the
 run with the last good state untouched.
 """
 
 import contextlib
-import io
 import json
 import os
-import re
 import secrets
-import shutil
 import signal
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from esteira import locks
+from esteira.errors import EsteiraError, Refused
+from esteira.family import Line
 from esteira.settings import Settings
-from pipelines.forkserver import ForkServer, Outcome
+from pipelines import parity
+from pipelines.code import ROOT, files_of, hashes
 from pipelines.plan import Plan
+from pipelines.reuse import Receipt, Receipts
+from pipelines.runner import Dag, Display, Run, StepFailed, StepRecord
 from pipelines.shape import STEPS, Step
 
 if TYPE_CHECKING:
+    from esteira.registry import Registry, Version
     from esteira.store import Store
 
-# Where kfp keeps outputs within a run's folder while it runs.
-KFP = "kfp"
-# What a long step says on its standard error as it goes, for people and for a progress bar alike: `trial 3/8 linear: 0.99`.
-_PROGRESS = re.compile(r"(?P<noun>[a-z]+) (?P<done>\d+)/(?P<total>\d+) (?P<note>.*)")
-
-
-@dataclass
-class StepRecord:
-    """How one step went. `status` is ran, reused or failed."""
-
-    name: str
-    status: str
-    seconds: float
-    why: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "status": self.status, "seconds": round(self.seconds, 3), "why": self.why}
+Runner = Literal["process", "docker"]
 
 
 @dataclass
@@ -65,6 +51,7 @@ class Result:
     baseline: dict[str, Any] = field(default_factory=dict)
     gate: list[dict[str, Any]] = field(default_factory=list)
     error: dict[str, Any] | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -89,108 +76,36 @@ class Result:
         return document
 
 
-class Display(Protocol):
-    """What a run tells a person while it goes. `tick` comes about ten times a second."""
-
-    def started(self, step: Step) -> None: ...
-    def progress(self, step: Step, done: int, total: int, note: str) -> None: ...
-    def tick(self) -> None: ...
-    def ended(self, step: Step, record: StepRecord) -> None: ...
-
-
-class _Steps:
-    """Stands in for kfp's `run_local_subprocess`: forks each step, keeps its log, its time and its error."""
-
-    def __init__(self, folder: Path, display: Display) -> None:
-        self.folder = folder
-        self.display = display
-        self.record: Callable[[StepRecord], None] = lambda _: None
-        self.error: dict[str, Any] | None = None
-        self.records: list[StepRecord] = []
-        self._servers: dict[str, ForkServer] = {}
-
-    def start(self, group: str) -> None:
-        """Start the preloaded process of a group, once."""
-        if group not in self._servers:
-            self._servers[group] = ForkServer(group, [server._socket.fileno() for server in self._servers.values()])
-
-    def stop(self) -> None:
-        for server in self._servers.values():
-            server.stop()
-
-    def __call__(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
-        name = full_command[full_command.index("--function_to_execute") + 1]
-        step = next(step for step in STEPS if step.name == name)
-        script = next(i for i, part in enumerate(full_command) if "ephemeral_component.py" in part)
-        job = {
-            "step": name,
-            "source": full_command[script + 1],
-            "argv": full_command[script + 2 :],
-            "env": dict(env_vars or {}),
-            "tmp": str(self.folder / "tmp" / name),
-        }
-        self.start(step.imports)
-        if name == "train":
-            # Its imports are needed two steps from now, and would only be in the way before.
-            self.start("registry")
-        self.display.started(step)
-        began = time.perf_counter()
-        log = self.folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as stream:
-
-            def on_line(text: str) -> None:
-                stream.write(text + "\n")
-                if found := _PROGRESS.fullmatch(text):
-                    self.display.progress(step, int(found["done"]), int(found["total"]), found["note"])
-
-            outcome = self._servers[step.imports].run(job, on_line=on_line, on_wait=self.display.tick)
-        seconds = time.perf_counter() - began
-        if outcome.code != 0:
-            self.error = _error_of(step, outcome, log)
-        record = StepRecord(name, "ran" if outcome.code == 0 else "failed", seconds, "every run runs every step")
-        if self.error is not None:
-            record.why = self.error["message"]
-        self.records.append(record)
-        self.record(record)
-        self.display.ended(step, record)
-        return outcome.code
-
-
-def _error_of(step: Step, outcome: Outcome, log: Path) -> dict[str, Any]:
-    error = outcome.error
-    if error is None:
-        name = signal.Signals(-outcome.code).name if outcome.code < 0 else f"exit status {outcome.code}"
-        error = {
-            "kind": "Killed",
-            "exit": 2,
-            "code": "step_killed",
-            "message": f"step {step.name} must end by itself, but was ended by {name}",
-            "where": "",
-            "cure": "if the machine ran out of memory give it more or fewer rows; then run again: nothing was released",
-        }
-    where = "; ".join(part for part in (f"step {step.name}", error["where"], f"log {log}") if part)
-    return {**error, "where": where}
-
-
 def new_run_id() -> str:
     """A run's name: sortable by UTC time, unique."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run(plan: Plan, settings: Settings, display: Display, *, build: Path = Path("build")) -> Result:
-    """Run the whole DAG for one line.
+def run(
+    plan: Plan,
+    settings: Settings,
+    display: Display,
+    *,
+    build: Path = Path("build"),
+    fresh: bool = False,
+    runner: Runner = "process",
+) -> Result:
+    """Run the whole DAG for one line; a step of which nothing changed is reused.
 
     Args:
-        plan: what to run; recorded, so that it can be run again.
+        plan: what to run; recorded, so that it can be run again. With a `data_hash` it is a repeat, and other bytes under
+            the same source are refused.
         display: is told of every step.
-        build: where products go; only `build/<line>/<run_id>` is written.
+        build: where products go; only `build/<line>` is written.
+        fresh: run every step, whatever is known of it.
+        runner: `docker` runs each step in its container, as a cluster does; nothing is reused then, because receipts tell
+            of the code that is here and not of the one in an image.
 
     Returns:
         The outcome; a held gate or a failed step is an outcome too, with `error` set.
 
     Raises:
-        Refused: another run of this line is under way.
+        Refused: another run of this line is under way, the champion was tampered with, or a repeat's data changed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is recorded as failed first.
     """
     # Threads of OpenMP that spin on shared cores made the same fit take a hundred times longer, at random.
@@ -198,62 +113,227 @@ def run(plan: Plan, settings: Settings, display: Display, *, build: Path = Path(
     run_id = new_run_id()
     folder = build / plan.line / run_id
     with locks.hold(settings.home, f"run-{plan.line}", what=f"a run of {plan.line}"), _sigterm_as_interrupt():
-        steps = _Steps(folder, display)
-        # Great Expectations takes longest to import, so its process starts before anything else is imported here.
-        steps.start("checks")
-        steps.start("learn")
+        world = _World(plan, settings, Receipts(build / plan.line))
+        plan = world.with_data_hash()
+        arguments = {
+            "line": plan.line, "source": plan.source, "target": plan.target, "seed": plan.seed, "run_id": run_id,
+            **plan.sections,
+        }  # fmt: skip
+        dag = Dag(
+            STEPS, world.pipeline, lambda step: code_of(step, world.family), world.data, world.stands, world.notes
+        )  # fmt: skip
+        with Run(dag, arguments, folder=folder, receipts=world.receipts, display=display, fresh=fresh) as steps:
+            if runner == "process" and steps.decision(STEPS[0]).receipt is None:
+                # Its processes import while the store is opened here.
+                steps.warm(STEPS[0])
+            store = world.store
+            steps.keep = lambda record: store.record_step(run_id=run_id, **record.to_dict())
+            store.reap()
+            steps.arguments["champion"] = world.champion_folder
+            folder.mkdir(parents=True)
+            result = Result(run_id=run_id, line=plan.line, status="running", folder=folder)
+            images: dict[str, str] | None = None
+            store.start_run(
+                run_id=run_id, line=plan.line, seed=plan.seed, source=plan.source, params=plan.model_dump(mode="json")
+            )
+            try:
+                if runner == "docker":
+                    images = {}
+                    _in_containers(plan, settings, run_id, folder, world.champion_folder, steps, images)
+                else:
+                    steps.go()
+                result.status = "released"
+            except StepFailed as failed:
+                result.error = failed.error
+                result.status = "held" if failed.error["kind"] == "GateHeld" else "failed"
+            except KeyboardInterrupt:
+                result.status = "failed"
+                result.error = {
+                    "kind": "Interrupted",
+                    "exit": 1,
+                    "code": "interrupted",
+                    "message": f"run {run_id} was stopped before its end",
+                    "where": f"step {steps.records[-1].name}" if steps.records else "",
+                    "cure": "run again; what served before still serves, and finished steps are reused",
+                }
+                raise
+            finally:
+                result.steps = steps.records
+                _gather(result)
+                if result.status == "running":
+                    result.status = "failed"
+                if result.status != "released":
+                    _record_unreleased(result, store, settings.actor)
+                store.finish_run(
+                    run_id=run_id,
+                    status=result.status,
+                    metrics=result.metrics,
+                    bundle_id=result.bundle_id,
+                    version=result.version,
+                    error=result.error,
+                )
+                _write_json(folder / "run.json", {**result.to_dict(), "plan": plan.model_dump(mode="json")})
+                took = {record.name: record.seconds for record in result.steps if record.status != "reused"}
+                result.parity = parity.write(
+                    folder, run_id=run_id, line=plan.line, settings=settings, reuses=not fresh, seconds=took,
+                    images=images,
+                )  # fmt: skip
+    return result
+
+
+def _in_containers(
+    plan: Plan, settings: Settings, run_id: str, folder: Path, champion: str, steps: Run, images: dict[str, str]
+) -> None:
+    """Run every step in its container, and record each as the runner of processes does; `images` gets each step's image.
+
+    Raises:
+        StepFailed: a step failed.
+    """
+    from pipelines.containers import ContainerFailed, Ended, run_in_containers
+
+    def ended(told: Ended) -> None:
+        images[told.step] = told.image
+        status = "ran" if told.code == 0 else "failed"
+        steps.record(by_name[told.step], StepRecord(told.step, status, told.seconds, f"in a container of {told.image}"))
+
+    by_name = {step.name: step for step in STEPS}
+    try:
+        run_in_containers(plan, settings, run_id=run_id, folder=folder, champion=champion, on_end=ended)
+    except ContainerFailed as failed:
+        steps.records[-1].why = failed.error["message"]
+        raise StepFailed(failed.error) from failed
+
+
+def code_of(step: Step, family: str) -> dict[str, str]:
+    """File -> SHA-256 of a step's code: its module, all that it imports, its body in the pipeline, what it reads of the family."""
+    modules, patterns = [f"components.{step.name}"], list(step.files)
+    folder = f"families/{family}"
+    for pattern in step.family:
+        if pattern.endswith(".py"):
+            # sample.py is the command that writes the golden sample, and no part of a model.
+            stems = [path.stem for path in (ROOT / folder).glob(pattern) if path.stem != "sample"]
+            modules += [f"families.{family}.{stem}" for stem in stems]
+        else:
+            patterns.append(f"{folder}/{pattern}")
+    return hashes(files_of(modules), patterns=patterns, functions=[f"pipelines/ops.py::{step.name}"])
+
+
+class _World:
+    """What the release DAG of one line reads of its surroundings: code, data, and what registry and store say now."""
+
+    def __init__(self, plan: Plan, settings: Settings, receipts: Receipts) -> None:
+        self.plan, self.settings, self.receipts = plan, settings, receipts
+        self.family = Line.parse(plan.line).family
+
+    @cached_property
+    def store(self) -> "Store":
         from esteira.store import Store
 
-        store = Store.open(settings.database_url, settings.tenant)
-        steps.record = lambda record: store.record_step(run_id=run_id, **record.to_dict())
-        store.reap()
-        folder.mkdir(parents=True)
-        result = Result(run_id=run_id, line=plan.line, status="running", folder=folder)
-        store.start_run(
-            run_id=run_id,
-            line=plan.line,
-            seed=plan.seed,
-            source=plan.source,
-            params=plan.model_dump(mode="json"),
-        )
+        return Store.open(self.settings.database_url, self.settings.tenant)
+
+    @cached_property
+    def registry(self) -> "Registry":
+        from esteira.registry import Registry
+
+        return Registry(self.settings)
+
+    @cached_property
+    def champion(self) -> "Version | None":
+        return self.registry.resolve(self.plan.line)
+
+    @cached_property
+    def champion_folder(self) -> str:
+        """The folder of the line's present champion, verified; empty when there is none."""
+        return "" if self.champion is None else str(self.registry.fetch(self.champion))
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of what the source holds now; empty where it cannot be read, which the step ingest will say better."""
+        from esteira import sources
+
+        limits = {"query", "max_rows", "max_bytes"}
+        section = self.plan.sections.get("ingest", {})
         try:
-            champion = _champion(plan.line, settings)
-            _run_pipeline(plan, run_id, champion, folder, steps)
-            result.status = "released"
-        except _StepFailed:
-            result.error = steps.error
-            result.status = "held" if result.error and result.error["kind"] == "GateHeld" else "failed"
-        except KeyboardInterrupt:
-            result.status = "failed"
-            result.error = {
-                "kind": "Interrupted",
-                "exit": 1,
-                "code": "interrupted",
-                "message": f"run {run_id} was stopped before its end",
-                "where": f"step {steps.records[-1].name}" if steps.records else "",
-                "cure": "run again; what served before still serves",
-            }
-            raise
-        finally:
-            steps.stop()
-            result.steps = steps.records
-            _settle(folder)
-            _gather(result)
-            if result.status == "running":
-                result.status = "failed"
-            if result.status != "released":
-                _record_unreleased(result, store, settings.actor)
-            store.finish_run(
-                run_id=run_id,
-                status=result.status,
-                metrics=result.metrics,
-                bundle_id=result.bundle_id,
-                version=result.version,
-                error=result.error,
+            return sources.fingerprint(self.plan.source, **{key: section[key] for key in limits & set(section)})
+        except EsteiraError:
+            return ""
+
+    def with_data_hash(self) -> Plan:
+        """The plan with the hash of its data.
+
+        Raises:
+            Refused: it is a repeat, and the data are other ones.
+        """
+        if self.plan.data_hash and self.content and self.plan.data_hash != self.content:
+            raise Refused(
+                f"a repeated run reads the bytes that it read first, {self.plan.data_hash[:12]}, but now they are"
+                f" {self.content[:12]}",
+                code="data_changed",
+                where=f"{self.plan.line}, {self.plan.source}",
+                cure="bring back the file as it was, or run without --from to learn from what is there now",
             )
-            _write_json(folder / "run.json", {**result.to_dict(), "plan": plan.model_dump(mode="json")})
-            shutil.rmtree(folder / "tmp", ignore_errors=True)
-    return result
+        return self.plan.model_copy(update={"data_hash": self.content})
+
+    def pipeline(self) -> Any:
+        from pipelines.dag import release
+
+        return release
+
+    def data(self, step: Step) -> dict[str, str]:
+        return {self.plan.source: self.content} if "source" in step.takes else {}
+
+    def notes(self, step: Step, place: Path) -> dict[str, str]:
+        """What tells later whether a receipt still stands: the champion it was made against, and what it made."""
+        against = {"champion": "" if self.champion is None else self.champion.bundle_id}
+        if step.name == "validate":
+            return {**against, "contract": _hash(place / "contract.yaml")}
+        if step.name == "evaluate":
+            contract = _hash(place.parent / "validate" / "contract.yaml")
+            return {**against, "contract": contract, "bundle": _read_json(place / "gate.json").get("bundle_id", "")}
+        if step.name == "register":
+            told = _read_json(place / "receipt.json")
+            return {"bundle": told["bundle_id"], "version": str(told["version"])}
+        if step.name == "deploy":
+            told = _read_json(place / "deployment.json")
+            return {"version": str(told["version"]), "alias": told["alias"]}
+        return {}
+
+    def stands(self, step: Step, receipt: Receipt) -> str:
+        """Why what a step did is not what it would do now, although all that it reads is the same."""
+        now = "" if self.champion is None else self.champion.bundle_id
+        notes = receipt.notes
+        if step.name == "validate" and now != notes["champion"] and self._contract_of(now) != notes["contract"]:
+            # The champion's contract is enforced; without one it is inferred, and the very same one changes nothing.
+            return f"the champion's contract is another one: {_short(now)} instead of {_short(notes['champion'])}"
+        if step.name == "evaluate" and now not in {notes["champion"], notes["bundle"]}:
+            return f"it compares with the champion, which changed from {_short(notes['champion'])} to {_short(now)}"
+        if step.name == "register":
+            version = self.store.get_version(self.plan.line, int(notes["version"]))
+            if version is None or version.bundle_id != notes["bundle"]:
+                return f"version {notes['version']} is not in the registry any more"
+        if step.name == "deploy":
+            serving = self.registry.resolve(self.plan.line, notes["alias"])
+            if serving is None or str(serving.version) != notes["version"]:
+                at = "nothing" if serving is None else f"version {serving.version}"
+                return f"alias {notes['alias']} points at {at}, not at version {notes['version']}"
+        return ""
+
+    def _contract_of(self, bundle_id: str) -> str:
+        """Hash of the contract that a bundle made here was made under; empty where no receipt knows it."""
+        if not bundle_id:
+            return ""
+        made = (receipt.notes for receipt in self.receipts.all("evaluate"))
+        return next((notes["contract"] for notes in made if notes.get("bundle") == bundle_id), "")
+
+
+def _short(bundle_id: str) -> str:
+    return bundle_id[:12] or "none"
+
+
+def _hash(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
@@ -274,57 +354,6 @@ def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
         )
 
 
-class _StepFailed(Exception):
-    """A task of the kfp pipeline failed; what it said is with the steps."""
-
-
-def _champion(line: str, settings: Settings) -> str:
-    """The folder of the line's present champion, verified; empty when there is none."""
-    from esteira.registry import Registry
-
-    registry = Registry(settings)
-    version = registry.resolve(line)
-    return "" if version is None else str(registry.fetch(version))
-
-
-def _run_pipeline(plan: Plan, run_id: str, champion: str, folder: Path, steps: _Steps) -> None:
-    with warnings.catch_warnings():
-        # kfp warns about settings that have no effect locally (caching, display names); they are for the cluster.
-        warnings.simplefilter("ignore")
-        # kfp's package imports its API client, and with it all of kubernetes, unless told that it runs inside a task.
-        os.environ["_KFP_RUNTIME"] = "true"
-        import kfp  # noqa: F401 - for its side effect on what follows
-
-        del os.environ["_KFP_RUNTIME"]
-        from kfp import local as runner
-        from kfp.local import subprocess_task_handler as handler
-
-        from pipelines.dag import release
-
-        runner.init(
-            runner=runner.SubprocessRunner(use_venv=False), pipeline_root=str(folder / KFP), raise_on_error=True
-        )
-        original = handler.run_local_subprocess
-        handler.run_local_subprocess = steps
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                release(
-                    line=plan.line,
-                    source=plan.source,
-                    target=plan.target,
-                    seed=plan.seed,
-                    run_id=run_id,
-                    champion=champion,
-                    **plan.sections,
-                )
-        except RuntimeError as error:
-            if steps.error is None:
-                raise
-            raise _StepFailed from error
-        finally:
-            handler.run_local_subprocess = original
-
-
 def _gather(result: Result) -> None:
     """Read what the steps left; a step that did not run leaves nothing."""
     evaluated = output_of(result.folder, "evaluate")
@@ -341,13 +370,6 @@ def _gather(result: Result) -> None:
     registered = output_of(result.folder, "register")
     if registered is not None:
         result.version = _read_json(registered / "receipt.json").get("version")
-
-
-def _settle(folder: Path) -> None:
-    """Give each step's output its plain place, `<run>/<step>/`; kfp files it below a name with the time in it."""
-    for out in (folder / KFP).glob("*/*/out"):
-        out.rename(folder / out.parent.name)
-    shutil.rmtree(folder / KFP, ignore_errors=True)
 
 
 def output_of(folder: Path, step: str) -> Path | None:

@@ -1,12 +1,12 @@
 """The shape of the DAG, said once: which steps there are, what each needs, what each takes. Imports nothing heavy.
 
-The kfp pipeline, the local runner, the command line and (later) the DVC stages are all made from STEPS.
+The kfp pipeline, the local runner and the command line are made from STEPS; a test holds the DVC stages against them.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-Imports = Literal["learn", "checks", "registry"]
+Imports = Literal["learn", "checks", "registry", "kfp"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Step:
         needs: input name -> step whose output folder it is.
         takes: arguments of the whole pipeline that this step receives (besides its own section of params).
         imports: which preloaded process runs it here; steps that import the same heavy libraries share one.
+        family: globs of the family's files that the step reads, besides what its module imports.
+        files: globs of other files of the repository that it reads.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Step:
     needs: dict[str, str] = field(default_factory=dict)
     takes: tuple[str, ...] = ()
     imports: Imports = "learn"
+    family: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 STEPS: tuple[Step, ...] = (
@@ -36,24 +40,28 @@ STEPS: tuple[Step, ...] = (
         needs={"ingested": "ingest"},
         takes=("line", "target", "champion"),
         imports="checks",
+        family=("*.py",),
     ),
     Step(
         "featurize",
         "Split and turn rows into numbers, fitted on training rows only",
         needs={"validated": "validate"},
         takes=("seed",),
+        family=("*.py",),
     ),
     Step(
         "train",
         "Search for the best model within a number of trials",
         needs={"featurized": "featurize", "validated": "validate"},
         takes=("line", "seed"),
+        family=("*.py",),
     ),
     Step(
         "evaluate",
         "Measure on held-back rows, boot the real server, judge",
         needs={"featurized": "featurize", "trained": "train", "validated": "validate", "ingested": "ingest"},
         takes=("line", "champion", "seed"),
+        family=("*.py", "gate.yaml", "README.md"),
     ),
     Step(
         "register",
@@ -68,6 +76,8 @@ STEPS: tuple[Step, ...] = (
         needs={"registered": "register", "evaluated": "evaluate"},
         takes=("line",),
         imports="registry",
+        # The Bento carries a copy of all of these.
+        files=("esteira/**/*", "families/**/*", "serving/**/*", "requirements/serving.lock"),
     ),
 )
 

@@ -67,10 +67,81 @@ def test_a_release_tells_all_that_others_rely_on(first: dict[str, Any]) -> None:
 def test_a_release_leaves_each_steps_products_under_the_steps_name(project: Path, first: dict[str, Any]) -> None:
     folder = project / "build" / "tabular" / first["run_id"]
 
-    assert {*NAMES, "logs", "run.json"} == {path.name for path in folder.iterdir()}
+    assert {*NAMES, "logs", "run.json", "parity.json"} == {path.name for path in folder.iterdir()}
     assert f"build/tabular/{first['run_id']}/evaluate/bundle" == first["bundle"]
     assert (folder / "validate" / "contract.yaml").is_file()
     assert (folder / "deploy" / "bento").is_dir()
+
+
+HEAVY = ("kfp", "pandas", "pyarrow", "mlflow", "sklearn", "xgboost", "great_expectations", "bentoml", "onnx")
+LIGHT = f"""
+import sys
+from esteira import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_an_unchanged_run_executes_nothing_and_says_why(project: Path, first: dict[str, Any]) -> None:
+    """The decision is made before kfp, pandas or mlflow is imported; what it tells is what the first run told."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, "run", "tabular", *FEW, "--json"],
+        cwd=project, capture_output=True, text=True, check=True, env={**os.environ, **HOME},
+    )  # fmt: skip
+
+    again = json.loads(done.stdout)
+    assert "[]" == done.stderr.splitlines()[-1]
+    assert {"reused"} == {step["status"] for step in again["steps"]}
+    assert {f"nothing it depends on changed since run {first['run_id']}"} == {step["why"] for step in again["steps"]}
+    alike = ("status", "version", "bundle_id", "metrics", "baseline", "gate")
+    assert {key: first[key] for key in alike} == {key: again[key] for key in alike}
+    assert 1 == _champion(project)
+
+
+def test_one_changed_parameter_runs_exactly_what_depends_on_it_and_explain_names_it(project: Path) -> None:
+    document = esteira("run", "tabular", *FEW, "--set", "evaluate.calls=100", "--json", cwd=project)
+
+    told = {step["name"]: (step["status"], step["why"]) for step in document["steps"]}
+    assert [("evaluate", "ran"), ("register", "ran"), ("deploy", "ran")] == [
+        (name, status) for name, (status, _) in told.items() if status != "reused"
+    ]
+    assert "evaluate.calls changed from its default to 100" == told["evaluate"][1]
+    assert "the output of evaluate changed" == told["register"][1]
+    explained = esteira("explain", document["run_id"], "--json", cwd=project)["steps"]
+    assert told == {step["name"]: (step["status"], step["why"]) for step in explained}
+    assert document["run_id"] == esteira("explain", "tabular", "--json", cwd=project)["run_id"]
+
+
+def test_one_changed_byte_of_data_under_the_same_path_is_noticed(project: Path) -> None:
+    """The first number of the first row gets another last digit; then the repeat of an older run is refused."""
+    path = project / "data" / "breast_cancer.csv"
+    before = path.read_bytes()
+    at = before.index(b"\n") + 1
+    at = before.index(b",", at) - 1
+    assert before[at : at + 1].isdigit()
+    old = esteira("runs", "list", "--json", cwd=project)[-1]["run_id"]
+    try:
+        path.write_bytes(before[:at] + bytes([48 + (before[at] - 48 + 1) % 10]) + before[at + 1 :])
+        document = esteira("run", "tabular", *FEW, "--json", cwd=project)
+        refused = esteira("run", "tabular", "--from", old, "--json", cwd=project, code=1)
+    finally:
+        path.write_bytes(before)
+
+    assert {"ran"} == {step["status"] for step in document["steps"]}
+    assert document["steps"][0]["why"].startswith("the content of data/breast_cancer.csv changed from ")
+    assert "data_changed" == refused["error"]["code"]
+
+
+def test_a_champion_that_moved_is_compared_with_again(project: Path) -> None:
+    """After other versions took the alias, the first plan is judged anew against the present champion."""
+    document = esteira("run", "tabular", *FEW, "--json", cwd=project, code=None)
+
+    told = {step["name"]: (step["status"], step["why"]) for step in document["steps"]}
+    assert {"reused"} == {told[name][0] for name in ("ingest", "validate", "featurize", "train")}
+    assert "ran" == told["evaluate"][0]
+    assert told["evaluate"][1].startswith("it compares with the champion, which changed from ")
 
 
 def test_a_release_beats_its_constant_baseline(first: dict[str, Any]) -> None:
@@ -139,38 +210,42 @@ def test_a_tampered_bundle_is_refused_by_predict(
 @pytest.mark.requirement("K-48")
 def test_a_worse_second_candidate_is_held_against_its_champion(project: Path) -> None:
     """K-48, done when: "... a fresh model never serves traffic before passing the gate": neither alias nor version is made."""
+    before = _champion(project)
+
     document = esteira("run", "tabular", "--set", "train.kinds=[constant]", "--json", cwd=project, code=1)
 
     outcomes = {rule["rule"]: rule["outcome"] for rule in document["gate"]}
     assert "held" == document["status"]
     assert "FAIL" in {outcome for rule, outcome in outcomes.items() if "champion" in rule}
     assert ["ingest", "validate", "featurize", "train", "evaluate"] == [step["name"] for step in document["steps"]]
-    assert 1 == _champion(project)
+    assert before == _champion(project)
     entries = esteira("ledger", "log", "--limit", "500", "--json", cwd=project)["entries"]
     assert any(entry["kind"] == "verdict" and entry["bundle_id"] == document["bundle_id"] for entry in entries)
 
 
 @pytest.mark.parametrize(
-    ("step", "point"),
+    ("step", "change", "point"),
     [
-        ("ingest", "outputs.before_rename@ingest"),
-        ("validate", "outputs.before_rename@validate"),
-        ("featurize", "outputs.before_rename@featurize"),
-        ("train", "outputs.before_rename@train"),
-        ("evaluate", "bundle.before_seal"),
-        ("register", "register.before_row"),
-        ("deploy", "deploy.built"),
+        ("ingest", "max_rows=1000000", "outputs.before_rename@ingest"),
+        ("validate", "min_rows=11", "outputs.before_rename@validate"),
+        ("featurize", "test_size=0.25", "outputs.before_rename@featurize"),
+        ("train", "golden_rows=21", "outputs.before_rename@train"),
+        ("evaluate", "calls=150", "bundle.before_seal"),
+        ("register", "trials=150", "register.before_row"),
+        ("deploy", "reason=again", "deploy.built"),
     ],
 )
-def test_a_step_that_is_killed_leaves_the_last_good_state(step: str, point: str, project: Path) -> None:
-    """kill -9 in each step: a clear message, exit 2, and the champion still is what it was."""
+def test_a_step_that_is_killed_leaves_the_last_good_state(step: str, change: str, point: str, project: Path) -> None:
+    """kill -9 in each step: a clear message, exit 2, the champion still is what it was, and what was done is done."""
     before = _champion(project)
 
     document = esteira(
-        "run", "tabular", *FEW, "--json", cwd=project, code=2, env={"ESTEIRA_CRASH_AT": point}
+        "run", "tabular", *FEW, "--set", f"{step}.{change}", "--json", cwd=project, code=2,
+        env={"ESTEIRA_CRASH_AT": point},
     )  # fmt: skip
 
     assert "failed" == document["status"]
+    assert {"reused"} >= {record["status"] for record in document["steps"][:-1]}
     assert ("step_killed", True) == (document["error"]["code"], f"step {step}" in document["error"]["where"])
     assert before == _champion(project)
     assert esteira("ledger", "verify", "--json", cwd=project)["ok"]
@@ -178,7 +253,7 @@ def test_a_step_that_is_killed_leaves_the_last_good_state(step: str, point: str,
 
 def _start(project: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "esteira.cli", "run", "tabular", *FEW, *arguments],
+        [sys.executable, "-m", "esteira.cli", "run", "tabular", *FEW, "--fresh", *arguments],
         cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, **HOME},
     )  # fmt: skip
@@ -293,13 +368,18 @@ def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, fir
     passing the gate" (the first half; the second is the test of the held candidate).
 
     S-42, done when: "a run can be repeated from its record"."""
-    document = esteira("run", "tabular", "--from", first["run_id"], "--json", cwd=project, code=None)
+    document = esteira("run", "tabular", "--from", first["run_id"], "--fresh", "--json", cwd=project, code=None)
 
+    assert {"ran"} == {step["status"] for step in document["steps"]}
     assert first["metrics"] == document["metrics"]
     assert first["baseline"] == document["baseline"]
     bundles = [project / found["bundle"] for found in (first, document)]
     graphs = [(bundle / "graph.onnx").read_bytes() for bundle in bundles]
     assert graphs[0] == graphs[1]
+    # The first run inferred the contract and the second enforced the champion's: the same contract, so the same rows.
+    for name in ("contract.yaml", "rows.parquet"):
+        made = [bundle.parents[1] / "validate" / name for bundle in bundles]
+        assert made[0].read_bytes() == made[1].read_bytes()
 
 
 def test_a_rule_without_data_is_no_data_and_holds(project: Path) -> None:

@@ -1,0 +1,254 @@
+"""Whether a step must run again, and why: content-keyed receipts of what steps left. Imports nothing heavy; runs nothing.
+
+A receipt says from what (parameters, data, inputs, code, packages) a step made which files. A step is reused when a receipt
+has the very same basis, its files are what they were, and what it did to the world still stands.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.code import changed
+
+_SHOWN = 6
+_TEXT = 60
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Basis:
+    """All that decides what a step leaves.
+
+    Attributes:
+        params: the step's own section of params.yaml; what it does not say is decided by the code.
+        arguments: of the whole pipeline, as far as the step takes them.
+        data: name of a source -> hash of its content.
+        inputs: step whose output is needed -> digest of that output.
+        code: file -> SHA-256.
+        packages: distribution -> version.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a step left, from what.
+
+    Attributes:
+        outputs: file below `folder` -> SHA-256.
+        folder: of the outputs, relative to the folder of the receipts' owner.
+        notes: what the owner of the DAG keeps beside it, e.g. which champion a model was compared with.
+    """
+
+    step: str
+    run_id: str
+    folder: str
+    basis: Basis
+    outputs: Mapping[str, str]
+    seconds: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        return digest(dict(self.outputs))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`receipt` is what to reuse, or None when the step must run; `why` is for people."""
+
+    receipt: Receipt | None
+    why: str
+
+
+class Receipts:
+    """The receipts of one line, one file each below `folder/receipts`; a file appears whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, receipt: Receipt) -> None:
+        """Keep a receipt. Its run's name sorts by time, so the newest is the last by name."""
+        path = self.folder / "receipts" / receipt.step / f"{receipt.run_id}.{receipt.basis.key[:16]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(receipt), ensure_ascii=False), encoding="utf-8")
+        temporary.replace(path)
+
+    def newest(self, step: str) -> Receipt | None:
+        """The last receipt of a step that can be read."""
+        return next(self._read(step, "*.json"), None)
+
+    def matching(self, step: str, key: str) -> list[Receipt]:
+        """Receipts of a step with this key, newest first."""
+        return [receipt for receipt in self._read(step, f"*.{key[:16]}.json") if receipt.basis.key == key]
+
+    def all(self, step: str) -> list[Receipt]:
+        """Receipts of a step, newest first."""
+        return list(self._read(step, "*.json"))
+
+    def _read(self, step: str, pattern: str) -> Iterator[Receipt]:
+        for path in sorted((self.folder / "receipts" / step).glob(pattern), reverse=True):
+            try:
+                told = json.loads(path.read_text(encoding="utf-8"))
+                yield Receipt(**{**told, "basis": Basis(**told["basis"])})
+            except (OSError, ValueError, TypeError, KeyError):
+                continue  # cut short or of another version: as if it were not there, and the step runs
+
+    def fault(self, receipt: Receipt) -> str:
+        """Why the files of a receipt cannot be used; empty when they are what they were."""
+        place = self.folder / receipt.folder
+        if not place.exists():
+            return f"the output of run {receipt.run_id} is gone"
+        for name, how in changed(receipt.outputs, tree(place)):
+            return f"{(Path(receipt.step) / name).as_posix()} of run {receipt.run_id} was {how}"
+        return ""
+
+
+def tree(top: Path) -> dict[str, str]:
+    """File below a folder -> SHA-256 of its bytes; a symbolic link counts by where it points. A file alone is called `.`."""
+    if not top.is_dir():
+        return {".": _hash(top)}
+    found: dict[str, str] = {}
+    for place, folders, names in os.walk(top):
+        for name in [*names, *(name for name in folders if (Path(place) / name).is_symlink())]:
+            path = Path(place) / name
+            told = f"link {path.readlink()}" if path.is_symlink() else _hash(path)
+            found[path.relative_to(top).as_posix()] = told
+    return dict(sorted(found.items()))
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def share(source: Path, to: Path) -> None:
+    """Make `to` the same file or folder as `source`: by hard links, which cost nothing, or copies on another file system.
+
+    Every writer replaces files and never writes into them, so what one run has, another cannot change by accident; whoever
+    does so by hand is noticed, because a receipt's files are hashed before they are used.
+    """
+    temporary = to.with_name(f".{to.name}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for copy in (os.link, shutil.copy2):
+        _remove(temporary)
+        try:
+            if source.is_dir():
+                shutil.copytree(source, temporary, symlinks=True, copy_function=copy)
+            else:
+                copy(source, temporary)
+            break
+        except (OSError, shutil.Error):
+            if copy is shutil.copy2:
+                raise
+    _remove(to)
+    temporary.replace(to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def decide(
+    step: str,
+    basis: Basis,
+    receipts: Receipts,
+    *,
+    stands: Callable[[Receipt], str] = lambda _: "",
+) -> Decision:
+    """Decide about one step whose inputs are known.
+
+    Args:
+        stands: why a receipt does not stand any more although its basis is the same; empty when it does.
+    """
+    faults = []
+    for receipt in receipts.matching(step, basis.key):
+        fault = stands(receipt) or receipts.fault(receipt)
+        if not fault:
+            return Decision(receipt, f"nothing it depends on changed since run {receipt.run_id}")
+        faults.append(fault)
+    if faults:
+        return Decision(None, faults[0])
+    newest = receipts.newest(step)
+    if newest is None:
+        return Decision(None, "it never ran to its end here")
+    changes = differences(step, newest.basis, basis)
+    more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+    return Decision(None, "; ".join([*changes[:_SHOWN], *more]))
+
+
+def differences(step: str, before: Basis, now: Basis) -> list[str]:
+    """What differs between two bases of a step, in words: parameters first, then data, code, inputs and packages."""
+    old, new = _flat(before.params), _flat(now.params)
+    found = [
+        f"{step}.{name} changed from {_shown(old, name)} to {_shown(new, name)}"
+        for name in sorted({*old, *new})
+        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+    ]
+    found += [
+        f"{name} changed from {_shown(before.arguments, name)} to {_shown(now.arguments, name)}"
+        for name in sorted({*before.arguments, *now.arguments})
+        if before.arguments.get(name) != now.arguments.get(name)
+    ]
+    found += [
+        f"the content of {name} changed from {before.data[name][:12]} to {now.data[name][:12]}"
+        for name, how in changed(before.data, now.data)
+        if how == "changed"
+    ]
+    found += [f"{name} {how}" for name, how in changed(before.code, now.code)]
+    found += [f"the output of {name} {how}" for name, how in changed(before.inputs, now.inputs)]
+    found += [
+        f"package {name} {how} from {before.packages[name]} to {now.packages[name]}"
+        if how == "changed"
+        else f"package {name} {how}"
+        for name, how in changed(before.packages, now.packages)
+    ]
+    return found or ["how receipts are written changed"]
+
+
+_ABSENT = object()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, inner in value.items()
+        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "its default"
+    text = canonical(values[name])
+    return text if len(text) <= _TEXT else text[:_TEXT] + "..."
