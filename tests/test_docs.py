@@ -1,7 +1,6 @@
 """What README and docs name exists; the picture is fresh; the tree names no machine, no package index and no pickle."""
 
 import ast
-import importlib
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ import click
 import pytest
 
 from docs.flow import FILE, draw
-from esteira.cli import COMMANDS
+from esteira.cli import COMMANDS, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -125,7 +124,9 @@ def test_the_makefile_explains_each_target() -> None:
     explained = set(re.findall(r"^([a-z-]+):.*?## \S", makefile, re.MULTILINE))
 
     assert phony == explained
-    promised = "help setup demo test test-all check bench family compile requirements clean lock"
+    promised = (
+        "help setup demo data repro test test-all check bench family compile golden images requirements clean lock"
+    )
     assert set(promised.split()) <= explained
 
 
@@ -237,14 +238,16 @@ def _understood(words: list[str]) -> bool:
         return set(words) <= {"--help", "--version", "--debug"}
     if name not in COMMANDS:
         return name.isupper() or name == "..."
-    command: click.Command = getattr(importlib.import_module(f"esteira.cli.{COMMANDS[name][0]}"), name)
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    command = found
     rest = words[words.index(name) + 1 :]
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         context = click.Context(command)
         if rest[0] not in command.list_commands(context):
             return rest[0].isupper()
-        found = command.get_command(context, rest.pop(0))
-        assert found is not None
-        command = found
+        inner = command.get_command(context, rest.pop(0))
+        assert inner is not None
+        command = inner
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     return {word.split("=")[0] for word in rest if word.startswith("--")} <= known
