@@ -15,12 +15,13 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import click
-import yaml
 
+from esteira import strict_yaml
 from esteira.console import conduct, emit, say
 from esteira.errors import ConfigError, SourceError
+from esteira.family import Line
 
-_TYPES: dict[Any, Any] = {Path: click.Path(path_type=Path), int: click.INT, str: click.STRING}
+_TYPES: dict[Any, Any] = {Path: click.Path(exists=True, path_type=Path), int: click.INT, str: click.STRING}
 
 
 def main(step: str) -> None:
@@ -51,11 +52,12 @@ def command(step: str, prog: str) -> click.Command:
         options.append(
             click.Option(
                 [f"--{parameter.name.replace('_', '-')}", parameter.name],
-                type=_TYPES[kind],
-                required=required,
-                default=None if required else parameter.default,
+                # What a step reads is there; where it writes is made.
+                type=click.Path(path_type=Path) if parameter.name == "out" else _TYPES[kind],
                 show_default=not required and parameter.default not in (None, ""),
                 help=told.get(parameter.name),
+                # A default of None that is said counts as an answer, and click would not miss the option.
+                **({"required": True} if required else {"default": parameter.default}),
             )
         )
     needed = " ".join(f"{option.opts[0]} {str(option.name).upper()}" for option in options if option.required)
@@ -104,12 +106,9 @@ def read_params(section: str | None, pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"--set takes KEY=VALUE, but got {pair!r}", code="bad_set", where="--set", cure="for example --set trials=20"
             )  # fmt: skip
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"the value of --set is YAML, but got {text!r}", code="bad_set", where=key, cure="quote it"
-            ) from error
+        values[key.strip()] = strict_yaml.parse(
+            text, code="bad_set", where=f"--set {pair}"[:200], cure="quote the value, for the shell and for YAML"
+        )
     return values
 
 
@@ -131,16 +130,13 @@ def _section(text: str) -> Mapping[str, Any]:
             code="bad_params", where="--params", cure="for example --params params.yaml:families.tabular.train",
         )  # fmt: skip
     try:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        data = Path(file).read_bytes()
     except OSError as error:
         raise SourceError(
             f"the file of --params must be readable, but {file}: {error.strerror}",
             code="missing_file", where="--params", cure="name a YAML file, seen from the working directory",
         ) from error  # fmt: skip
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{file} must be YAML: {str(error).splitlines()[0]}", code="bad_params", where="--params", cure="correct it"
-        ) from error
+    found: Any = strict_yaml.parse(data, code="bad_params", where=f"--params {text}", cure=f"correct {file}")
     above = file
     for key in path.split("."):
         if not isinstance(found, Mapping) or key not in found:
@@ -162,6 +158,8 @@ def _call(module: Any, step: str, prog: str, given: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
     as_json = given.pop("as_json")
+    if "line" in given:
+        Line.parse(given["line"])
     values = read_params(given.pop("section"), given.pop("pairs"))
     try:
         params = module.Params.model_validate(values)

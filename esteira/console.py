@@ -53,6 +53,9 @@ def conduct(command: click.Command, argv: Sequence[str], *, prog: str) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         usage = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else prog
         fail(
@@ -68,6 +71,17 @@ def conduct(command: click.Command, argv: Sequence[str], *, prog: str) -> None:
         if isinstance(error, EsteiraError):
             fail(error.to_dict(), as_json=as_json)
             sys.exit(error.exit_code)
+        if isinstance(error, OSError) and error.filename is not None:
+            fail(
+                {
+                    "code": "file",
+                    "message": f"a file or folder must be there and be ours to use, but: {error.strerror}",
+                    "where": str(error.filename),
+                    "cure": "check the path, who may read and write there, and that a folder is not where a file belongs",
+                },
+                as_json=as_json,
+            )
+            sys.exit(2)
         fail(
             {
                 "code": "internal",

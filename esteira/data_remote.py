@@ -82,6 +82,7 @@ def _dvc(root: Path, *arguments: str, fails: dict[int, str] | None = None) -> st
             f"`dvc {arguments[0]}` must end with 0, but ended with {done.returncode}: {said[:500]}",
             code="dvc_failed",
             where=f"dvc {redact(' '.join(arguments))}",
-            cure="check the remote's address and credentials; `dvc remote list` shows where DVC looks",
+            cure=f"check the remote's address and credentials, that it holds what {TRACKED} names, and that data/ holds nothing"
+            f" else; `dvc remote list` shows where DVC looks, `dvc remote remove --local {_NAME}` forgets it",
         )
     return done.stdout

@@ -7,11 +7,13 @@ speed only and must give what rows give. A family is pure: it imports no kfp, ml
 
 import importlib
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from unicodedata import combining, normalize
 
-from esteira.errors import ConfigError
+from esteira.errors import ConfigError, EsteiraError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -317,9 +319,21 @@ class Line:
 
     @classmethod
     def opened_by(cls, family: str, source: str, target: str) -> "Line":
-        """The line that a source and a label open when no name is given: `FAMILY@<file stem>-<label>`."""
+        """The line that a source and a label open when no name is given: `FAMILY@<file stem>-<label>`, without accents.
+
+        Raises:
+            ConfigError: neither has a letter or digit of ASCII.
+        """
         stem = re.split(r"[?#]", source.rstrip("/"))[0].rsplit("/", 1)[-1].split(".")[0]
-        name = re.sub(r"[^a-z0-9]+", "-", f"{stem}-{target}".lower()).strip("-")[:80]
+        plain = "".join(sign for sign in normalize("NFKD", f"{stem}-{target}".lower()) if not combining(sign))
+        name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80]
+        if not name:
+            raise ConfigError(
+                f"a line's name is made of its source and label in letters a to z and digits, but got {source!r} and {target!r}",
+                code="bad_line",
+                where="--as",
+                cure=f"name it: --as NAME opens {family}@NAME",
+            )
         return cls.parse(f"{family}@{name}")
 
     def __str__(self) -> str:
@@ -335,21 +349,41 @@ def load_family(name: str) -> Family:
     """Load `families.<name>` by name.
 
     Raises:
-        ConfigError: there is no such family.
+        ConfigError: there is no such family, or its code cannot be imported.
     """
     try:
-        module = importlib.import_module(f"families.{name}")
-    except ModuleNotFoundError as error:
-        if error.name not in {"families", f"families.{name}"}:
-            raise
-        raise ConfigError(
-            f"a family is a folder below families/, but there is no {name!r}",
-            code="unknown_family",
-            where=f"families/{name}",
-            cure="see `esteira families` for what there is; `make family NAME=x` adds one",
-        ) from error
-    family: Family = module.FAMILY
+        family: Family = importlib.import_module(f"families.{name}").FAMILY
+    except EsteiraError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in {"families", f"families.{name}"}:
+            raise ConfigError(
+                f"a family is a folder below families/, but there is no {name!r}",
+                code="unknown_family",
+                where=f"families/{name}",
+                cure="see `esteira families` for what there is; `make family NAME=x` adds one",
+            ) from error
+        raise _broken(name, error) from error
     return family
+
+
+def _broken(name: str, error: Exception) -> ConfigError:
+    """A family is its writer's code: what importing it raises is his, with the last line of it that was reached."""
+    folder = f"families/{name}/"
+    lines = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if folder in frame.filename
+    ]
+    if isinstance(error, SyntaxError):
+        lines.append((error.filename or "", error.lineno))
+    place = f"{folder}{lines[-1][0].rpartition(folder)[2]}, line {lines[-1][1]}" if lines else f"{folder}__init__.py"
+    return ConfigError(
+        f"a family can be imported and has an object FAMILY, but {type(error).__name__}: {str(error)[:300]}",
+        code="broken_family",
+        where=place,
+        cure="correct it; docs/families/new.md shows what each file says",
+    )
 
 
 def load_trainable(name: str) -> Trainable:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from esteira import strict_yaml
 from esteira.errors import ConfigError
 
 Moment = Literal["validation", "evaluation", "canary", "monitoring"]
@@ -203,14 +203,12 @@ def read_rules(text: str, *, where: str = "gate.yaml") -> RuleBook:
     """Read a gate file.
 
     Raises:
-        ConfigError: it is no YAML, a key is unknown, a rule has no bound or two, or two rules share a name.
+        ConfigError: it is no YAML, a key is unknown or stands twice, a rule has no bound or two, or two rules share a name.
     """
     cure = "see families/tabular/gate.yaml for the form of a rule"
     try:
-        book = RuleBook.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"a gate file must be YAML: {first}", code="bad_gate", where=where, cure=cure) from error
+        # Strictly: of two lists of rules, the first would be lost without a word.
+        book = RuleBook.model_validate(strict_yaml.parse(text, code="bad_gate", where=where, cure=cure))
     except ValidationError as error:
         broken = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in broken["loc"])

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from esteira import outputs
 from esteira.automl import search
+from esteira.console import fail
+from esteira.errors import EsteiraError
 from esteira.family import Family, Search, load_family
 
 SEED = 42
@@ -23,7 +25,7 @@ def write(
     broken: Sequence[Mapping[str, Any]],
     table: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write rows.jsonl, broken.jsonl, table.jsonl if there is one, and answers.jsonl.
+    """Write rows.jsonl, broken.jsonl, table.jsonl if there is one, and answers.jsonl; what is refused ends the process in a letter.
 
     Args:
         folder: the family's folder `sample`.
@@ -33,11 +35,15 @@ def write(
         table: rows with their label, for `esteira run`.
 
     Raises:
-        DataError: the family cannot read its sample.
+        SystemExit: the family cannot learn from its sample, or the folder cannot be written.
     """
     files = {"rows.jsonl": _lines(rows), "broken.jsonl": _lines(broken)}
-    outputs.write(folder, files | ({"table.jsonl": _lines(table)} if table else {}))
-    outputs.write(folder, {"answers.jsonl": _lines(answers(load_family(name)))})
+    try:
+        outputs.write(folder, files | ({"table.jsonl": _lines(table)} if table else {}))
+        outputs.write(folder, {"answers.jsonl": _lines(answers(load_family(name)))})
+    except EsteiraError as error:
+        fail(error.to_dict(), as_json=False)
+        raise SystemExit(error.exit_code) from error
 
 
 def answers(family: Family) -> list[dict[str, Any]]:

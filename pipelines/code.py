@@ -110,7 +110,7 @@ def _imports(path: Path, root: Path, rooms: tuple[str, ...]) -> tuple[str, ...]:
     dotted = re.compile(rf"(?:{'|'.join(map(re.escape, rooms))})(?:\.\w+)+(?::\w+)?")
     package = list(path.relative_to(root).parts[:-1])
     names: set[str] = set()
-    for node in _walk(ast.parse(path.read_bytes())):
+    for node in _walk(_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -126,6 +126,14 @@ def _imports(path: Path, root: Path, rooms: tuple[str, ...]) -> tuple[str, ...]:
                 if flag == "-m" and isinstance(started, str) and started.split(".")[0] in rooms:
                     names |= {started, f"{started}.__main__"}
     return tuple(sorted(name for name in names if name.split(".")[0] in rooms))
+
+
+def _tree(path: Path) -> ast.Module:
+    """The syntax tree of a file; empty where it has none: whoever imports the file then says so, with line and place."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:

@@ -4,6 +4,7 @@ The same line, parameters and resources give the same bytes on every machine. It
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,8 +106,11 @@ def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefi
 
 
 def _whole(final: Path, compile_to: Callable[[str], None]) -> Path:
-    """kfp writes in place; a reader must find the former file or the new one."""
-    temporary = final.with_name(f".{final.stem}.tmp.yaml")
-    compile_to(str(temporary))
-    temporary.replace(final)
+    """kfp writes in place; a reader must find the former file or the new one, and nothing else."""
+    temporary = final.with_name(f".{final.stem}.{os.getpid()}.tmp.yaml")
+    try:
+        compile_to(str(temporary))
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
     return final

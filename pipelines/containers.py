@@ -233,7 +233,7 @@ def run_in_containers(
     run_id: str,
     folder: Path,
     champion: str = "",
-    pipeline: Callable[..., Any] | None = None,
+    pipeline: Any = None,
     limits: Mapping[str, Any] | None = None,
     on_end: Callable[[Ended], None] = lambda _: None,
 ) -> list[Ended]:
@@ -242,7 +242,8 @@ def run_in_containers(
     Args:
         folder: of the run; gets `<step>/` with what each step left, and `logs/`.
         champion: what the new model is compared with; a path must lie in `settings.home`.
-        pipeline: a kfp pipeline, also one loaded from its compiled YAML; the release pipeline by default.
+        pipeline: a kfp pipeline, also one loaded from its compiled YAML, which has its own run id; the release pipeline by
+            default.
         limits: see Containers.
 
     Returns:
@@ -260,6 +261,7 @@ def run_in_containers(
             from pipelines.dag import release
 
             pipeline = release
+        named = {"run_id": run_id} if "run_id" in pipeline.component_spec.inputs else {}
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 pipeline(
@@ -267,13 +269,14 @@ def run_in_containers(
                     source=plan.source,
                     target=plan.target,
                     seed=plan.seed,
-                    run_id=run_id,
                     champion=champion,
+                    **named,
                     **plan.sections,
                 )
         except RuntimeError as error:
-            failed = next((ended for ended in containers.ended if ended.code != 0), None)
-            if failed is None:
+            # A step that may be tried again fails more than once; the last container is what ended the run.
+            failed = containers.ended[-1] if containers.ended else None
+            if failed is None or failed.code == 0:
                 raise
             raise ContainerFailed(error_of(failed), failed) from error
         finally:

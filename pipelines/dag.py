@@ -8,7 +8,7 @@ from typing import Any
 from kfp import dsl
 
 from pipelines import ops
-from pipelines.resources import GPU, POOL_LABEL, Resources, image_name
+from pipelines.resources import ACTOR, GPU, POOL_LABEL, Resources, image_name
 from pipelines.shape import STEPS
 
 # Where a step writes besides its outputs, for which KFP mounts folders of its own: name of the volume -> folder in the image.
@@ -122,7 +122,7 @@ def _ask(task: Any, step: str, resources: Resources, prefix: str) -> None:
     for name, path in WRITABLE.items():
         kubernetes.empty_dir_mount(task, volume_name=name, mount_path=path)
     # The ledger's actor is whom the cluster knows: the service account that the pod runs as.
-    kubernetes.use_field_path_as_env(task, env_name="ESTEIRA_ACTOR", field_path="spec.serviceAccountName")
+    kubernetes.use_field_path_as_env(task, env_name=ACTOR, field_path="spec.serviceAccountName")
 
 
 release = build()

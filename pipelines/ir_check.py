@@ -203,7 +203,7 @@ def _texts(document: Any, where: str, asked: Mapping[str, Any]) -> Iterator[Find
         if redact(text) != text:
             yield Finding("password", place, f"a password stands in the clear: {redact(text)[:120]}")
         default = place.startswith("pipeline spec.root.inputDefinitions")
-        bare = default and re.match(r"[/~]", text) and not text.startswith(mounted or ("\0",))
+        bare = default and re.match(r"[/~]", text) and not f"{text}/".startswith(mounted)
         if bare or _MACHINE.search(text) or any(f"{folder}/" in text for folder in here):
             line = next((line for line in text.splitlines() if _MACHINE.search(line) or "/" in line), text)
             yield Finding(

@@ -81,11 +81,18 @@ class Kubeflow:
 
     Raises:
         OutsideError: nothing answers there.
-        ConfigError: the server does not let this token in.
+        ConfigError: the address is none, or the server does not let this token in.
     """
 
     def __init__(self, host: str, token: str | None = None, namespace: str | None = None) -> None:
-        self.host = (host if re.match(r"https?://", host) else f"https://{host}").rstrip("/")
+        self.host = (host if "://" in host else f"https://{host}").rstrip("/")
+        if re.fullmatch(r"https?://[^\s/@]+(/[^\s@?#]*)?", self.host) is None:
+            raise ConfigError(
+                f"a server's address is http:// or https:// and a host, without a password, but got {redact(host)!r}",
+                code="bad_host",
+                where="--host",
+                cure="for example --host https://kfp.example.org/pipeline, or ESTEIRA_KFP_HOST",
+            )
         self.namespace = namespace
         self._token = token
         with self._asking("say that it is there"):
@@ -323,7 +330,7 @@ class Kubeflow:
         if isinstance(cause, (kfp_server_api.ApiException, urllib3.exceptions.HTTPError, OSError, TimeoutError)):
             why = getattr(cause, "reason", None) or cause
             return OutsideError(
-                f"Kubeflow Pipelines must answer, but does not: {self._hidden(str(why))[:300]}",
+                f"Kubeflow Pipelines must answer, but does not: {' '.join(self._hidden(str(why)).split())[:300]}",
                 code="kfp_unreachable",
                 where=self.host,
                 cure="check --host (ESTEIRA_KFP_HOST), the network and the certificate (SSL_CERT_FILE); for a server in a"

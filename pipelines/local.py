@@ -12,24 +12,22 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from esteira import locks
-from esteira.errors import EsteiraError, Refused
-from esteira.family import Line
-from esteira.settings import Settings
+from esteira.errors import OutsideError
+from esteira.settings import Settings, redact
 from pipelines import parity
-from pipelines.code import ROOT, files_of, hashes
+from pipelines.forkserver import describe
 from pipelines.plan import Plan
-from pipelines.reuse import Receipt, Receipts
+from pipelines.reuse import Receipts
 from pipelines.runner import Dag, Display, Run, StepFailed, StepRecord
-from pipelines.shape import STEPS, Step
+from pipelines.shape import NAMES, STEPS
+from pipelines.world import World, code_of, read_json
 
 if TYPE_CHECKING:
-    from esteira.registry import Registry, Version
     from esteira.store import Store
 
 Runner = Literal["process", "docker"]
@@ -106,21 +104,28 @@ def run(
 
     Raises:
         Refused: another run of this line is under way, the champion was tampered with, or a repeat's data changed.
+        SourceError: a repeat's data cannot be read.
+        OutsideError: the disk is full; the run is recorded as failed first.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is recorded as failed first.
     """
     # Threads of OpenMP that spin on shared cores made the same fit take a hundred times longer, at random.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run_id = new_run_id()
     folder = build / plan.line / run_id
-    with locks.hold(settings.home, f"run-{plan.line}", what=f"a run of {plan.line}"), _sigterm_as_interrupt():
-        world = _World(plan, settings, Receipts(build / plan.line))
+    with (
+        locks.hold(settings.home, f"run-{plan.line}", what=f"a run of {plan.line}"),
+        _sigterm_as_interrupt(),
+        _full_disk(),
+    ):
+        world = World(plan, settings, Receipts(build / plan.line))
         plan = world.with_data_hash()
         arguments = {
             "line": plan.line, "source": plan.source, "target": plan.target, "seed": plan.seed, "run_id": run_id,
             **plan.sections,
         }  # fmt: skip
         dag = Dag(
-            STEPS, world.pipeline, lambda step: code_of(step, world.family), world.data, world.stands, world.notes
+            STEPS, world.pipeline, lambda step: code_of(step, world.family), world.data, world.stands, world.notes,
+            world.settings_of,
         )  # fmt: skip
         with Run(dag, arguments, folder=folder, receipts=world.receipts, display=display, fresh=fresh) as steps:
             if runner == "process" and steps.decision(STEPS[0]).receipt is None:
@@ -157,6 +162,10 @@ def run(
                     "cure": "run again; what served before still serves, and finished steps are reused",
                 }
                 raise
+            except Exception as error:
+                # Not a step's but the runner's own, such as a full disk where outputs are shared.
+                result.error = describe(error)
+                raise
             finally:
                 result.steps = steps.records
                 _gather(result)
@@ -164,6 +173,8 @@ def run(
                     result.status = "failed"
                 if result.status != "released":
                     _record_unreleased(result, store, settings.actor)
+                elif result.steps[NAMES.index("register")].status == "reused":
+                    _record_trials(result, store)
                 store.finish_run(
                     run_id=run_id,
                     status=result.status,
@@ -172,10 +183,9 @@ def run(
                     version=result.version,
                     error=result.error,
                 )
-                _write_json(folder / "run.json", {**result.to_dict(), "plan": plan.model_dump(mode="json")})
-                took = {record.name: record.seconds for record in result.steps if record.status != "reused"}
+                _write_json(folder / "run.json", {**result.to_dict(), "plan": _public(plan)})
                 result.parity = parity.write(
-                    folder, run_id=run_id, line=plan.line, settings=settings, reuses=not fresh, seconds=took,
+                    folder, run_id=run_id, line=plan.line, settings=settings, reuses=not fresh, seconds=steps.took(),
                     images=images,
                 )  # fmt: skip
     return result
@@ -200,140 +210,22 @@ def _in_containers(
     try:
         run_in_containers(plan, settings, run_id=run_id, folder=folder, champion=champion, on_end=ended)
     except ContainerFailed as failed:
-        steps.records[-1].why = failed.error["message"]
+        if steps.records:
+            steps.records[-1].why = failed.error["message"]
+            steps.keep(steps.records[-1])
         raise StepFailed(failed.error) from failed
 
 
-def code_of(step: Step, family: str) -> dict[str, str]:
-    """File -> SHA-256 of a step's code: its module, all that it imports, its body in the pipeline, what it reads of the family."""
-    modules, patterns = [f"components.{step.name}"], list(step.files)
-    folder = f"families/{family}"
-    for pattern in step.family:
-        if pattern.endswith(".py"):
-            # sample.py is the command that writes the golden sample, and no part of a model.
-            stems = [path.stem for path in (ROOT / folder).glob(pattern) if path.stem != "sample"]
-            modules += [f"families.{family}.{stem}" for stem in stems]
-        else:
-            patterns.append(f"{folder}/{pattern}")
-    return hashes(files_of(modules), patterns=patterns, functions=[f"pipelines/ops.py::{step.name}"])
+def _public(plan: Plan) -> dict[str, Any]:
+    """The plan as a file may hold it: without passwords of addresses."""
+    return {**plan.model_dump(mode="json"), "source": redact(plan.source)}
 
 
-class _World:
-    """What the release DAG of one line reads of its surroundings: code, data, and what registry and store say now."""
-
-    def __init__(self, plan: Plan, settings: Settings, receipts: Receipts) -> None:
-        self.plan, self.settings, self.receipts = plan, settings, receipts
-        self.family = Line.parse(plan.line).family
-
-    @cached_property
-    def store(self) -> "Store":
-        from esteira.store import Store
-
-        return Store.open(self.settings.database_url, self.settings.tenant)
-
-    @cached_property
-    def registry(self) -> "Registry":
-        from esteira.registry import Registry
-
-        return Registry(self.settings)
-
-    @cached_property
-    def champion(self) -> "Version | None":
-        return self.registry.resolve(self.plan.line)
-
-    @cached_property
-    def champion_folder(self) -> str:
-        """The folder of the line's present champion, verified; empty when there is none."""
-        return "" if self.champion is None else str(self.registry.fetch(self.champion))
-
-    @cached_property
-    def content(self) -> str:
-        """Hash of what the source holds now; empty where it cannot be read, which the step ingest will say better."""
-        from esteira import sources
-
-        limits = {"query", "max_rows", "max_bytes"}
-        section = self.plan.sections.get("ingest", {})
-        try:
-            return sources.fingerprint(self.plan.source, **{key: section[key] for key in limits & set(section)})
-        except EsteiraError:
-            return ""
-
-    def with_data_hash(self) -> Plan:
-        """The plan with the hash of its data.
-
-        Raises:
-            Refused: it is a repeat, and the data are other ones.
-        """
-        if self.plan.data_hash and self.content and self.plan.data_hash != self.content:
-            raise Refused(
-                f"a repeated run reads the bytes that it read first, {self.plan.data_hash[:12]}, but now they are"
-                f" {self.content[:12]}",
-                code="data_changed",
-                where=f"{self.plan.line}, {self.plan.source}",
-                cure="bring back the file as it was, or run without --from to learn from what is there now",
-            )
-        return self.plan.model_copy(update={"data_hash": self.content})
-
-    def pipeline(self) -> Any:
-        from pipelines.dag import release
-
-        return release
-
-    def data(self, step: Step) -> dict[str, str]:
-        return {self.plan.source: self.content} if "source" in step.takes else {}
-
-    def notes(self, step: Step, place: Path) -> dict[str, str]:
-        """What tells later whether a receipt still stands: the champion it was made against, and what it made."""
-        against = {"champion": "" if self.champion is None else self.champion.bundle_id}
-        if step.name == "validate":
-            return {**against, "contract": _hash(place / "contract.yaml")}
-        if step.name == "evaluate":
-            contract = _hash(place.parent / "validate" / "contract.yaml")
-            return {**against, "contract": contract, "bundle": _read_json(place / "gate.json").get("bundle_id", "")}
-        if step.name == "register":
-            told = _read_json(place / "receipt.json")
-            return {"bundle": told["bundle_id"], "version": str(told["version"])}
-        if step.name == "deploy":
-            told = _read_json(place / "deployment.json")
-            return {"version": str(told["version"]), "alias": told["alias"]}
-        return {}
-
-    def stands(self, step: Step, receipt: Receipt) -> str:
-        """Why what a step did is not what it would do now, although all that it reads is the same."""
-        now = "" if self.champion is None else self.champion.bundle_id
-        notes = receipt.notes
-        if step.name == "validate" and now != notes["champion"] and self._contract_of(now) != notes["contract"]:
-            # The champion's contract is enforced; without one it is inferred, and the very same one changes nothing.
-            return f"the champion's contract is another one: {_short(now)} instead of {_short(notes['champion'])}"
-        if step.name == "evaluate" and now not in {notes["champion"], notes["bundle"]}:
-            return f"it compares with the champion, which changed from {_short(notes['champion'])} to {_short(now)}"
-        if step.name == "register":
-            version = self.store.get_version(self.plan.line, int(notes["version"]))
-            if version is None or version.bundle_id != notes["bundle"]:
-                return f"version {notes['version']} is not in the registry any more"
-        if step.name == "deploy":
-            serving = self.registry.resolve(self.plan.line, notes["alias"])
-            if serving is None or str(serving.version) != notes["version"]:
-                at = "nothing" if serving is None else f"version {serving.version}"
-                return f"alias {notes['alias']} points at {at}, not at version {notes['version']}"
-        return ""
-
-    def _contract_of(self, bundle_id: str) -> str:
-        """Hash of the contract that a bundle made here was made under; empty where no receipt knows it."""
-        if not bundle_id:
-            return ""
-        made = (receipt.notes for receipt in self.receipts.all("evaluate"))
-        return next((notes["contract"] for notes in made if notes.get("bundle") == bundle_id), "")
-
-
-def _short(bundle_id: str) -> str:
-    return bundle_id[:12] or "none"
-
-
-def _hash(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _record_trials(result: Result, store: "Store") -> None:
+    """Record the search behind the run's model: the step register does it, and did it for an earlier run only."""
+    trained = output_of(result.folder, "train")
+    if trained is not None and (trained / "leaderboard.json").exists():
+        store.record_trials(result.run_id, json.loads((trained / "leaderboard.json").read_text(encoding="utf-8")))
 
 
 def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
@@ -341,12 +233,11 @@ def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
     from esteira import ledger
     from esteira.registry import datasets
 
-    ingested, validated, trained = (output_of(result.folder, step) for step in ("ingest", "validate", "train"))
+    ingested, validated = (output_of(result.folder, step) for step in ("ingest", "validate"))
     if ingested is not None and (ingested / "dataset.json").exists():
         profile = None if validated is None else validated / "profile.json"
         datasets.record(store, ingested / "dataset.json", profile, actor=actor)
-    if trained is not None and (trained / "leaderboard.json").exists():
-        store.record_trials(result.run_id, json.loads((trained / "leaderboard.json").read_text(encoding="utf-8")))
+    _record_trials(result, store)
     if result.status == "held":
         evidence = {"verdict": "held", "run_id": result.run_id, "rules": result.gate}
         ledger.append(
@@ -358,8 +249,8 @@ def _gather(result: Result) -> None:
     """Read what the steps left; a step that did not run leaves nothing."""
     evaluated = output_of(result.folder, "evaluate")
     if evaluated is not None:
-        gate = _read_json(evaluated / "gate.json")
-        measured = _read_json(evaluated / "metrics.json")
+        gate = read_json(evaluated / "gate.json")
+        measured = read_json(evaluated / "metrics.json")
         result.gate = gate.get("rules", [])
         result.metrics = measured.get("metrics", {})
         result.baseline = measured.get("baseline", {})
@@ -369,7 +260,7 @@ def _gather(result: Result) -> None:
             result.bundle_id = manifest.read_text(encoding="utf-8").split()[0]
     registered = output_of(result.folder, "register")
     if registered is not None:
-        result.version = _read_json(registered / "receipt.json").get("version")
+        result.version = read_json(registered / "receipt.json").get("version")
 
 
 def output_of(folder: Path, step: str) -> Path | None:
@@ -377,15 +268,22 @@ def output_of(folder: Path, step: str) -> Path | None:
     return folder / step if (folder / step).is_dir() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return document
-
-
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """Tell of a full disk as a step does."""
+    try:
+        yield
+    except OSError as error:
+        told = describe(error)
+        if told["code"] != "disk_full":
+            raise
+        raise OutsideError(told["message"], code=told["code"], where=told["where"], cure=told["cure"]) from error
 
 
 @contextlib.contextmanager

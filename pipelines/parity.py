@@ -59,7 +59,7 @@ def write(
 
     Args:
         reuses: False for a run that was asked to run every step afresh.
-        seconds: step -> how long it took; steps that did not run are left out.
+        seconds: step -> how long it took, or had taken where it is reused; steps that were not reached are left out.
         images: step -> image of the container that it ran in; None for a run of processes.
         environment: None means the process's own.
 

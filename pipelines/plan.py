@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esteira import strict_yaml
 from esteira.errors import ConfigError
 from esteira.family import Line, load_trainable
 from pipelines.shape import NAMES
@@ -61,19 +61,13 @@ def read_project(path: Path = Path("params.yaml")) -> Project:
     """
     if not path.exists():
         return Project()
+    document = strict_yaml.parse(path.read_bytes(), code="bad_params", where=str(path), cure="correct it")
     try:
-        return Project.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"params.yaml must be YAML: {str(error).splitlines()[0]}",
-            code="bad_params",
-            where=str(path),
-            cure="correct it",
-        ) from error
+        return Project.model_validate(document or {})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}, but got {str(first['input'])[:200]!r}",
             code="bad_params",
             where=str(path),
             cure=f"a block has the keys source, target, seed, {', '.join(NAMES)}",
@@ -97,12 +91,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
                 where="--set",
                 cure="for example --set train.trials=20",
             )
-        try:
-            sections.setdefault(step, {})[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"the value of --set is YAML, but got {text!r}", code="bad_set", where=key, cure="quote it"
-            ) from error
+        value = strict_yaml.parse(text, code="bad_set", where=f"--set {key}", cure="quote the value")
+        sections.setdefault(step, {})[name] = value
     return sections
 
 
@@ -133,8 +123,10 @@ def decide(
         line = Line.parse(f"{line.family}@{name}")
     elif source is not None and target is not None and not line.name:
         line = Line.opened_by(line.family, source, target)
-    block = project.lines.get(str(line)) or project.families.get(line.family) or FamilyParams()
-    inherited = block if str(line) in project.lines or not line.name else FamilyParams()
+    own = project.lines.get(str(line))
+    block = _over(project.families.get(line.family) or FamilyParams(), own)
+    # A named line has rows of its own, so its family's are not its default.
+    inherited = own or (FamilyParams() if line.name else block)
     last = last or {}
     source = source or inherited.source or last.get("source", "")
     target = target or inherited.target or last.get("target", "")
@@ -153,6 +145,17 @@ def decide(
     check(line, sections)
     return Plan(
         line=str(line), source=source, target=target, seed=block.seed if seed is None else seed, sections=sections
+    )
+
+
+def _over(family: FamilyParams, own: FamilyParams | None) -> FamilyParams:
+    """A family's block with what a line's own block says put over it, key by key."""
+    said = {} if own is None else {name: getattr(own, name) for name in own.model_fields_set}
+    return family.model_copy(
+        update={
+            name: {**getattr(family, name), **value} if isinstance(value, dict) else value
+            for name, value in said.items()
+        }
     )
 
 

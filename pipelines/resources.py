@@ -4,10 +4,9 @@ from importlib import resources as files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from esteira import __version__
+from esteira import __version__, strict_yaml
 from esteira.errors import ConfigError
 from pipelines.shape import NAMES
 
@@ -16,6 +15,8 @@ Target = Literal["pipeline", "pipeline-torch"]
 # Label of the nodes of a pool; the overlays in manifests/ select by the same one.
 POOL_LABEL = "esteira.dev/pool"
 GPU = "nvidia.com/gpu"
+# Whom the ledger names.
+ACTOR = "ESTEIRA_ACTOR"
 
 _K8sName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 _Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -43,8 +44,9 @@ class Toleration(_Frozen):
 class _Asked(_Frozen):
     """cpu: cores; memory: GiB; gpu: whole devices; timeout: seconds. Asked for and allowed are the same amount."""
 
-    cpu: float = Field(gt=0, le=512)
-    memory: float = Field(gt=0, le=8192)
+    # The least that Kubernetes counts: a thousandth of a core, one MiB.
+    cpu: float = Field(ge=0.001, le=512)
+    memory: float = Field(ge=0.001, le=8192)
     gpu: int = Field(default=0, ge=0, le=64)
     node_pool: _K8sName = "default"
     timeout: int = Field(gt=0)
@@ -114,8 +116,20 @@ class Volume(_Frozen):
     @field_validator("path")
     @classmethod
     def _ours(cls, path: str) -> str:
-        # KFP mounts folders of its own there, and /tmp is every step's scratch.
-        if path.split("/")[1] in {"gcs", "s3", "minio", "kfp-launcher", "tmp", "dev", "proc", "sys", "etc"}:
+        # KFP mounts folders of its own there, /tmp is every step's scratch, and state lies below /var.
+        if path.split("/")[1] in {
+            "gcs",
+            "s3",
+            "minio",
+            "kfp-launcher",
+            "tmp",
+            "var",
+            "usr",
+            "dev",
+            "proc",
+            "sys",
+            "etc",
+        }:
             raise ValueError(f"{path} belongs to the system or to KFP; mount below /mnt")
         return path
 
@@ -146,6 +160,19 @@ class Resources(_Frozen):
             raise ValueError("evaluate is never tried again: a gate that held once has held; set its retries to 0")
         return steps
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "Resources":
+        """Kubernetes takes the last of two variables and refuses the pod of two mounts, both long after compiling."""
+        for step in NAMES:
+            variables = [name for secret in self.secrets if step in secret.steps for name in secret.keys.values()]
+            paths = [volume.path for volume in self.volumes if step in volume.steps]
+            for what, names in (("variable", variables), ("path", paths)):
+                if twice := [name for name in names if names.count(name) > 1]:
+                    raise ValueError(f"step {step} has each {what} once, but {twice[0]} is given twice")
+            if ACTOR in variables:
+                raise ValueError(f"{ACTOR} is the pod's service account, so no secret gives it to step {step}")
+        return self
+
     def target(self, step: str) -> Target:
         """The Dockerfile target that a step runs in."""
         return self.steps[step].image or self.image
@@ -156,18 +183,14 @@ def image_name(target: str, prefix: str = "localhost") -> str:
     return f"{prefix}/esteira-{target}:{__version__}"
 
 
-def parse(text: str, where: str) -> Resources:
+def parse(text: str | bytes, where: str) -> Resources:
     """Read the text of a resources.yaml.
 
     Raises:
         ConfigError: naming the file and the key.
     """
     cure = "correct it; families/tabular/resources.yaml shows every key"
-    try:
-        document: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        said = str(error).splitlines()[0]
-        raise ConfigError(f"resources are YAML: {said}", code="bad_resources", where=where, cure=cure) from error
+    document: Any = strict_yaml.parse(text, code="bad_resources", where=where, cure=cure)
     try:
         return Resources.model_validate(document if document is not None else {})
     except ValidationError as error:
@@ -193,10 +216,12 @@ def read_resources(family: str, root: Path | None = None) -> Resources:
     where = f"families/{family}/resources.yaml"
     file = files.files(f"families.{family}") / "resources.yaml" if root is None else root / where
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "there is no resources.yaml" if missing else f"its resources.yaml cannot be read: {error.strerror}"
         raise ConfigError(
-            "a family says what its steps ask of a cluster, but there is no resources.yaml",
+            f"a family says what its steps ask of a cluster, but {what}",
             code="no_resources",
             where=where,
             cure="copy families/tabular/resources.yaml and change its numbers",

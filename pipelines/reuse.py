@@ -35,7 +35,7 @@ class Basis:
 
     Attributes:
         params: the step's own section of params.yaml; what it does not say is decided by the code.
-        arguments: of the whole pipeline, as far as the step takes them.
+        arguments: of the whole pipeline, as far as the step takes them, and settings that it reads.
         data: name of a source -> hash of its content.
         inputs: step whose output is needed -> digest of that output.
         code: file -> SHA-256.
@@ -59,9 +59,11 @@ class Receipt:
     """What a step left, from what.
 
     Attributes:
+        run_id: the run that executed the step; others that reused it keep the receipt too, with their own folder.
         outputs: file below `folder` -> SHA-256.
         folder: of the outputs, relative to the folder of the receipts' owner.
         notes: what the owner of the DAG keeps beside it, e.g. which champion a model was compared with.
+        moved: what of the basis changed while the step ran, so that nobody knows which of the two it read; empty as a rule.
     """
 
     step: str
@@ -71,6 +73,7 @@ class Receipt:
     outputs: Mapping[str, str]
     seconds: float
     notes: Mapping[str, str] = field(default_factory=dict)
+    moved: str = ""
 
     @property
     def digest(self) -> str:
@@ -92,15 +95,15 @@ class Receipts:
         self.folder = folder
 
     def put(self, receipt: Receipt) -> None:
-        """Keep a receipt. Its run's name sorts by time, so the newest is the last by name."""
-        path = self.folder / "receipts" / receipt.step / f"{receipt.run_id}.{receipt.basis.key[:16]}.json"
+        """Keep a receipt under the run in whose folder the outputs lie. Its name sorts by time: the newest is the last."""
+        path = self.folder / "receipts" / receipt.step / f"{_holder(receipt)}.{receipt.basis.key[:16]}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(receipt), ensure_ascii=False), encoding="utf-8")
         temporary.replace(path)
 
     def newest(self, step: str) -> Receipt | None:
-        """The last receipt of a step that can be read."""
+        """What the last run that had this step at its end was made from or reused, as far as it can be read."""
         return next(self._read(step, "*.json"), None)
 
     def matching(self, step: str, key: str) -> list[Receipt]:
@@ -115,18 +118,35 @@ class Receipts:
         for path in sorted((self.folder / "receipts" / step).glob(pattern), reverse=True):
             try:
                 told = json.loads(path.read_text(encoding="utf-8"))
-                yield Receipt(**{**told, "basis": Basis(**told["basis"])})
+                receipt = Receipt(**{**told, "basis": Basis(**told["basis"])})
             except (OSError, ValueError, TypeError, KeyError):
                 continue  # cut short or of another version: as if it were not there, and the step runs
+            if _sound(receipt):
+                yield receipt
 
     def fault(self, receipt: Receipt) -> str:
         """Why the files of a receipt cannot be used; empty when they are what they were."""
+        if receipt.moved:
+            return f"{receipt.moved} while run {receipt.run_id} ran it"
         place = self.folder / receipt.folder
         if not place.exists():
-            return f"the output of run {receipt.run_id} is gone"
+            return f"the output of run {_holder(receipt)} is gone"
         for name, how in changed(receipt.outputs, tree(place)):
-            return f"{(Path(receipt.step) / name).as_posix()} of run {receipt.run_id} was {how}"
+            return f"{(Path(receipt.step) / name).as_posix()} of run {_holder(receipt)} was {how}"
         return ""
+
+
+def _holder(receipt: Receipt) -> str:
+    """The run in whose folder the outputs lie."""
+    return Path(receipt.folder).parts[0]
+
+
+def _sound(receipt: Receipt) -> bool:
+    """Whether every field is of its kind, so that a file which somebody wrote into is as none."""
+    texts = (receipt.step, receipt.run_id, receipt.folder, receipt.moved)
+    maps = (receipt.outputs, receipt.notes, *vars(receipt.basis).values())
+    kinds = all(isinstance(text, str) for text in texts) and all(isinstance(one, Mapping) for one in maps)
+    return kinds and bool(Path(receipt.folder).parts)
 
 
 def tree(top: Path) -> dict[str, str]:
@@ -211,15 +231,16 @@ def differences(step: str, before: Basis, now: Basis) -> list[str]:
     found = [
         f"{step}.{name} changed from {_shown(old, name)} to {_shown(new, name)}"
         for name in sorted({*old, *new})
-        if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+        # As text, as the key has it: 10 and 10.0 are equal numbers, and other text in what a step writes.
+        if _text(old, name) != _text(new, name)
     ]
     found += [
         f"{name} changed from {_shown(before.arguments, name)} to {_shown(now.arguments, name)}"
         for name in sorted({*before.arguments, *now.arguments})
-        if before.arguments.get(name) != now.arguments.get(name)
+        if _text(before.arguments, name) != _text(now.arguments, name)
     ]
     found += [
-        f"the content of {name} changed from {before.data[name][:12]} to {now.data[name][:12]}"
+        f"the content of {name} changed from {str(before.data[name])[:12]} to {now.data[name][:12]}"
         for name, how in changed(before.data, now.data)
         if how == "changed"
     ]
@@ -234,11 +255,8 @@ def differences(step: str, before: Basis, now: Basis) -> list[str]:
     return found or ["how receipts are written changed"]
 
 
-_ABSENT = object()
-
-
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or (prefix and not value):
         return {prefix: value}
     return {
         name: leaf
@@ -247,8 +265,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def _text(values: Mapping[str, Any], name: str) -> str:
+    return canonical(values[name]) if name in values else "its default"
+
+
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "its default"
-    text = canonical(values[name])
+    text = _text(values, name)
     return text if len(text) <= _TEXT else text[:_TEXT] + "..."

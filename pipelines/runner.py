@@ -8,17 +8,19 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.code import packages
+from esteira.settings import redact
+from pipelines.code import changed, packages
 from pipelines.forkserver import ForkServer, Outcome
 from pipelines.reuse import Basis, Decision, Receipt, Receipts, decide, share, tree
 from pipelines.shape import Step
@@ -70,11 +72,12 @@ class Dag:
         steps: in an order in which each comes after what it needs.
         pipeline: imports kfp and gives the pipeline function; its tasks are named as the steps, and what a step leaves is
             its output `out`.
-        code: files of a step's code -> SHA-256.
+        code: files of a step's code -> SHA-256; asked when a run begins and again when the step ended.
         data: what a step reads from outside -> hash of its content.
         stands: why a receipt does not stand any more although its basis is the same, e.g. because what it registered was
             removed; empty when it does.
         notes: what to keep beside a receipt, from the step's output.
+        settings: variables that change what a step leaves, name -> value; addresses of state are none, and never secrets.
     """
 
     steps: Sequence[Step]
@@ -83,6 +86,7 @@ class Dag:
     data: Callable[[Step], Mapping[str, str]] = lambda _: {}
     stands: Callable[[Step, Receipt], str] = lambda _, __: ""
     notes: Callable[[Step, Path], Mapping[str, str]] = lambda _, __: {}
+    settings: Callable[[Step], Mapping[str, str]] = lambda _: {}
 
 
 class StepFailed(Exception):
@@ -124,6 +128,8 @@ class Run:
         self._digests: dict[str, str] = {}
         self._decided: dict[str, tuple[Basis, Decision]] = {}
         self._packages = packages()
+        # Before any process imports a module: what is edited after this is another step's code.
+        self._code = {step.name: self.dag.code(step) for step in self.dag.steps}
         self._servers: dict[str, ForkServer] = {}
 
     def __enter__(self) -> "Run":
@@ -138,10 +144,15 @@ class Run:
         if step.name not in self._decided:
             basis = Basis(
                 params=self.arguments.get(step.name) or {},
-                arguments={name: self.arguments[name] for name in step.takes if name not in _NO_CONTENT},
+                arguments={
+                    **{name: _content(self.arguments[name]) for name in step.takes if name not in _NO_CONTENT},
+                    **self.dag.settings(step),
+                    # Sums differ in their last digits from one processor to another, and a folder may be carried there.
+                    "machine": f"{platform.system()} {platform.machine()}",
+                },
                 data=self.dag.data(step),
                 inputs={needed: self._digests[needed] for needed in sorted(set(step.needs.values()))},
-                code=self.dag.code(step),
+                code=self._code[step.name],
                 packages=self._packages,
             )
             decided = (
@@ -188,7 +199,10 @@ class Run:
         began = time.perf_counter()
         decided = self.decision(step)
         assert decided.receipt is not None
-        share(self.receipts.folder / decided.receipt.folder, self.folder / step.name)
+        place = self.folder / step.name
+        share(self.receipts.folder / decided.receipt.folder, place)
+        # Its own receipt: the next run is compared with this one, and needs the folder of the one that ran it no more.
+        self.receipts.put(replace(decided.receipt, folder=place.relative_to(self.receipts.folder).as_posix()))
         self._digests[step.name] = decided.receipt.digest
         self.record(step, StepRecord(step.name, "reused", time.perf_counter() - began, decided.why))
 
@@ -197,6 +211,14 @@ class Run:
         self.records.append(record)
         self.keep(record)
         self.display.ended(step, record)
+
+    def took(self) -> dict[str, float]:
+        """Step -> seconds that it took; of a reused one, in the run that executed it."""
+        taken = {}
+        for record in self.records:
+            receipt = self._decided[record.name][1].receipt if record.status == "reused" else None
+            taken[record.name] = record.seconds if receipt is None else receipt.seconds
+        return taken
 
     def _through_kfp(self, first: Step) -> None:
         self.warm(first)
@@ -263,7 +285,8 @@ class Run:
         with log.open("w", encoding="utf-8") as stream:
 
             def on_line(text: str) -> None:
-                stream.write(text + "\n")
+                # kfp logs what a step was given, and an address may hold a password.
+                stream.write(redact(text) + "\n")
                 if found := _PROGRESS.fullmatch(text):
                     self.display.progress(step, int(found["done"]), int(found["total"]), found["note"])
 
@@ -289,10 +312,17 @@ class Run:
             outputs=tree(place),
             seconds=round(seconds, 3),
             notes=self.dag.notes(step, place),
+            moved=self._moved(basis, step),
         )
         self.receipts.put(receipt)
         self._digests[step.name] = receipt.digest
-        self.record(step, StepRecord(step.name, "ran", seconds, decided.why))
+        why = f"{decided.why}; not kept for reuse, because {receipt.moved} meanwhile" if receipt.moved else decided.why
+        self.record(step, StepRecord(step.name, "ran", seconds, why))
+
+    def _moved(self, basis: Basis, step: Step) -> str:
+        """What of a step's code and packages somebody changed since the run began."""
+        now = [*changed(basis.code, self.dag.code(step)), *changed(basis.packages, packages())]
+        return f"{now[0][0]} was {now[0][1]}" if now else ""
 
 
 def run_dag(
@@ -302,6 +332,11 @@ def run_dag(
     folder.mkdir(parents=True)
     with Run(dag, arguments, folder=folder, receipts=receipts, fresh=fresh) as run:
         return run.go()
+
+
+def _content(value: Any) -> Any:
+    """An argument without the passwords of addresses: they open a source and are none of what it holds."""
+    return redact(value) if isinstance(value, str) else value
 
 
 def _error_of(step: Step, outcome: Outcome, log: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pipelines.plan import Plan
 from pipelines.resources import Volume
 
 
-def parameters(plan: Plan, champion: str = CHAMPION) -> dict[str, Any]:
+def parameters(plan: Plan) -> dict[str, Any]:
     """The parameters of a run, all of them, so that a run says by itself what it was asked."""
-    told = {"line": plan.line, "source": plan.source, "target": plan.target, "seed": plan.seed, "champion": champion}
+    told = {"line": plan.line, "source": plan.source, "target": plan.target, "seed": plan.seed, "champion": CHAMPION}
     return {**told, **plan.sections}
 
 

@@ -42,7 +42,8 @@ for folder in $(tr , ' ' <<<"${UV_FIND_LINKS:-}"); do
 done
 
 case "$(basename "$engine")" in
-    buildah) build=("$engine" build --layers --isolation chroot) ;;
+    # Only the docker format keeps a health check.
+    buildah) build=("$engine" build --layers --isolation chroot --format docker) ;;
     *) export DOCKER_BUILDKIT=1; build=("$engine" build) ;;
 esac
 [ -z "${BASE:-}" ] || build+=(--build-arg "BASE=$BASE")

@@ -7,7 +7,7 @@ lock=$1 venv=$2
 shift 2
 [ ! -s /run/secrets/index ] || . /run/secrets/index
 [ ! -s /run/secrets/ca ] || export SSL_CERT_FILE=/run/secrets/ca PIP_CERT=/run/secrets/ca
-export UV_LINK_MODE=copy UV_NO_PROGRESS=1 PYTHONHASHSEED=0
+export UV_CACHE_DIR=/cache UV_LINK_MODE=copy UV_NO_PROGRESS=1 PYTHONHASHSEED=0
 
 if ! command -v uv >/dev/null; then
     # The lock of the steps pins uv itself; pip fetches that one, checked by hash.

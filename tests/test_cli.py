@@ -77,6 +77,26 @@ def test_a_fault_of_ours_shows_no_traceback_without_debug(tmp_path: Path) -> Non
     assert ".esteira" in done.stderr
 
 
+@pytest.mark.parametrize("group", ["step", "ledger", "runs"])
+def test_a_group_without_its_command_shows_its_help_and_no_error(group: str, tmp_path: Path) -> None:
+    done = _esteira(group, cwd=tmp_path, code=2)
+
+    assert done.stderr.startswith(f"Usage: esteira {group}")
+    assert "error:" not in done.stderr
+
+
+def test_a_file_that_is_no_file_is_named_and_is_no_fault_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.parquet").mkdir()
+    words = ["--dataset", "data", "--rows", "data", "--target", "y", "--line", "tabular", "--out", "out"]
+
+    done = _esteira("step", "validate", *words, cwd=tmp_path, code=2)
+
+    assert ["error:", "where:", "cure:"] == [line.split()[0] for line in done.stderr.splitlines()]
+    assert "fault of ours" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_doctor_says_what_it_looked_at_and_finds_nothing_wrong_here(tmp_path: Path) -> None:
     checks = json.loads(_esteira("doctor", "--json", cwd=tmp_path).stdout)["checks"]
 

@@ -21,7 +21,7 @@ from esteira.family import Line
 from pipelines import ir_check
 from pipelines.compile import Compiled, defaults, pipeline_name, write
 from pipelines.plan import Project, read_project
-from pipelines.resources import Resources, image_name, parse, read_resources
+from pipelines.resources import Resources, Volume, image_name, parse, read_resources
 from pipelines.shape import NAMES, STEPS
 from tests.golden import HERE as GOLDEN
 from tests.golden import PREFIX, write_all
@@ -217,6 +217,17 @@ class TestAsksForWhatTheFamilySays:
         keys = _asked(tabular.platform, "register")["secretAsEnv"][0]["keyToEnv"]
         assert {"ESTEIRA_DATABASE_URL", "ESTEIRA_MLFLOW_URI", "ESTEIRA_ARTIFACTS"} == {key["envVar"] for key in keys}
 
+    @pytest.mark.parametrize(
+        ("source", "rules"), [("/mnt/rows", []), ("/mnt/rows/a.csv", []), ("/mnt/rowsx", ["local_path"])]
+    )
+    def test_a_source_may_be_the_mounted_folder_or_lie_below_it(
+        self, source: str, rules: list[str], tmp_path: Path
+    ) -> None:
+        resources = read_resources("tabular").model_copy(update={"volumes": (Volume(claim="c", path="/mnt/rows"),)})
+        plan = defaults("tabular", PROJECT).model_copy(update={"source": source})
+
+        assert rules == [finding.rule for finding in ir_check.check(write(plan, tmp_path, resources=resources).ir)]
+
     def test_a_claim_is_mounted_where_the_source_is_read(self, gpu: Documents) -> None:
         mount = _asked(gpu.platform, "ingest")["pvcMount"][0]
 
@@ -253,7 +264,10 @@ class TestResources:
             (lambda d: d.update(stages={}), "stages: there is no such key"),
             (lambda d: d["steps"].pop("deploy"), "deploy does not"),
             (lambda d: d["steps"].update(tidy=d["steps"]["train"]), "not 'tidy'"),
-            (lambda d: d["steps"]["train"].update(cpu=0), "steps.train.cpu: input should be greater than 0"),
+            (lambda d: d["steps"]["train"].update(cpu=0), "steps.train.cpu: input should be greater than"),
+            # kfp writes it as 1e-07 and then cannot read it; Kubernetes would take no MiB for no limit.
+            (lambda d: d["steps"]["train"].update(cpu=1e-7), "steps.train.cpu: input should be greater than"),
+            (lambda d: d["steps"]["train"].update(memory=1e-4), "steps.train.memory: input should be greater than"),
             (lambda d: d["steps"]["train"].update(memory="6GB"), "steps.train.memory: "),
             (lambda d: d["steps"]["train"].update(timeout=0), "steps.train.timeout: "),
             (lambda d: d["steps"]["train"].pop("timeout"), "steps.train.timeout: field required"),
@@ -267,6 +281,11 @@ class TestResources:
             (lambda d: d["secrets"][0].update(steps=["tidy"]), "secrets.0.steps: a step is one of"),
             (lambda d: d.update(volumes=[{"claim": "c", "path": "/s3/x"}]), "belongs to the system or to KFP"),
             (lambda d: d.update(volumes=[{"claim": "c", "path": "data"}]), "volumes.0.path: "),
+            (lambda d: d.update(volumes=[{"claim": "c", "path": "/var/lib/esteira"}]), "belongs to the system"),
+            (lambda d: d.update(volumes=[{"claim": c, "path": "/mnt/x"} for c in "ab"]), "each path once, but /mnt/x"),
+            (lambda d: d["secrets"][0].update(keys={"a": "A", "b": "A"}), "each variable once, but A"),
+            (lambda d: d["secrets"][0].update(keys={"a": "AWS_ENDPOINT_URL"}), "but AWS_ENDPOINT_URL is given twice"),
+            (lambda d: d["secrets"][0].update(keys={"a": "ESTEIRA_ACTOR"}), "is the pod's service account"),
             (lambda d: d["serving"].update(max_replicas=0), "serving.max_replicas: "),
             (lambda d: d["serving"].update(replicas=9), "max_replicas is at least replicas"),
             (lambda d: d.update(run_as_user=0), "run_as_user: "),
@@ -282,10 +301,21 @@ class TestResources:
         assert told in caught.value.message
         assert caught.value.where.startswith("families/x/resources.yaml, ")
 
-    @pytest.mark.parametrize("text", ["", "steps: [", "- 1"])
-    def test_what_is_no_mapping_is_refused(self, text: str) -> None:
-        with pytest.raises(ConfigError):
+    @pytest.mark.parametrize("text", ["", "steps: [", "- 1", "image: pipeline\nimage: pipeline-torch", b"image: \xff"])
+    def test_what_is_no_mapping_is_refused(self, text: str | bytes) -> None:
+        with pytest.raises(ConfigError) as caught:
             parse(text, "families/x/resources.yaml")
+
+        assert "bad_resources" == caught.value.code
+        assert caught.value.where.startswith("families/x/resources.yaml")
+
+    def test_two_secrets_may_give_one_variable_to_different_steps(self) -> None:
+        document = yaml.safe_load((ROOT / "families" / "tabular" / "resources.yaml").read_text(encoding="utf-8"))
+        document["secrets"] = [
+            {"name": name, "keys": {"k": "TOKEN"}, "steps": [step]} for name, step in (("a", "ingest"), ("b", "deploy"))
+        ]
+
+        assert ["a", "b"] == [secret.name for secret in parse(yaml.safe_dump(document), "x").secrets]
 
     def test_a_family_without_the_file_is_told_so(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no resources.yaml"):
@@ -479,6 +509,24 @@ class TestCommand:
         text = Path("out/tabular.yaml").read_text(encoding="utf-8")
         assert f"image: registry.example.org:5000/team/esteira-pipeline:{__version__}" in text
 
+    def test_where_there_is_nothing_to_compile_it_says_so(
+        self, esteira_home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        code, told = _compile(capsys, "--check")
+
+        assert (2, "no_lines") == (code, told["error"]["code"])
+
+    def test_a_folder_that_cannot_be_written_is_named(
+        self, esteira_home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("", encoding="utf-8")
+
+        code, told = _compile(capsys, "tabular", "--out", str(tmp_path / "file" / "out"))
+
+        assert (2, "file", str(tmp_path / "file" / "out")) == (code, told["error"]["code"], told["error"]["where"])
+
     def test_a_prefix_that_is_none_is_refused(
         self, esteira_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -516,3 +564,12 @@ def test_a_compiled_line_knows_its_files(tmp_path: Path) -> None:
 
     assert isinstance(compiled, Compiled)
     assert {compiled.ir, compiled.native} == set(tmp_path.iterdir()), "nothing else is left"
+
+
+def test_a_compilation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "tabular.yaml").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write(defaults("tabular", PROJECT), tmp_path)
+
+    assert ["tabular.yaml"] == [path.name for path in tmp_path.iterdir()]

@@ -19,6 +19,7 @@ import yaml
 
 from components import door
 from esteira.cli.step import step as step_command
+from esteira.console import conduct
 from esteira.errors import ConfigError, SourceError
 from pipelines import ops
 from pipelines.shape import NAMES, STEPS, Step
@@ -75,7 +76,8 @@ def test_all_four_doors_take_what_the_function_takes(step: Step, stages: dict[st
         for name in {*taken} - {"params"}:
             needed = taken[name].default is inspect.Parameter.empty
             assert [f"--{name.replace('_', '-')}"] == options[name].opts
-            assert (needed, None if needed else taken[name].default) == (options[name].required, options[name].default)
+            assert needed == options[name].required
+            assert needed or taken[name].default == options[name].default
 
     told = [words for name, words in map(_door_of, stages.values()) if name == step.name]
     assert bool(told) == (step.name not in NO_STAGE)
@@ -189,6 +191,37 @@ def test_a_wrong_flag_is_exit_2_and_points_at_help(table: Path, way: tuple[str, 
     assert "ingest --help" in done.stderr
 
 
+@pytest.mark.parametrize("step", NAMES)
+@pytest.mark.parametrize("left_out", [False, True], ids=["nothing said", "one left out"])
+def test_what_a_step_needs_and_nobody_said_is_named(
+    step: str, left_out: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = [name for name, one in _run_of(step).parameters.items() if one.default is inspect.Parameter.empty]
+    needed = [name for name in needed if name != "params"]
+    words = [word for name in needed[:-1] if left_out for word in (f"--{name.replace('_', '-')}", str(tmp_path))]
+
+    with pytest.raises(SystemExit) as ended:
+        conduct(door.command(step, step), words, prog=step)
+
+    assert 2 == ended.value.code
+    assert f"Missing option '--{needed[-1 if left_out else 0]}'" in capsys.readouterr().err
+
+
+def test_an_input_that_is_not_there_is_named_and_an_output_is_made(tmp_path: Path) -> None:
+    words = ["--rows", "none.parquet", "--dataset", "d", "--target", "y", "--line", "tabular", "--out", "new", "--json"]
+    done = _python("-m", "components.validate", *words, cwd=tmp_path, code=2)
+
+    assert "'none.parquet' does not exist" in json.loads(done.stdout)["error"]["message"]
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_line_of_another_form_is_refused_before_anything_is_read(table: Path) -> None:
+    done = _python(*CLI, *INGEST, "--line", "Tabular Two", "--json", cwd=table, code=2)
+
+    assert "bad_line" == json.loads(done.stdout)["error"]["code"]
+    assert not (table / "out").exists()
+
+
 def test_an_unknown_parameter_is_refused_by_name_before_anything_is_read(table: Path) -> None:
     done = _python(*MODULE, *INGEST, "--set", "max_rwos=1", "--json", cwd=table, code=2)
 
@@ -223,7 +256,8 @@ class TestParameters:
             (('{{"trials": ', ()), "bad_params", "JSON"),
             ((None, ("trials",)), "bad_set", "'trials'"),
             ((None, ("=3",)), "bad_set", "'=3'"),
-            ((None, ("trials=[",)), "bad_set", "'['"),
+            ((None, ("trials=[",)), "bad_set", "line 1"),
+            ((None, ("since=2026-13-40",)), "bad_set", "month"),
         ],
     )
     def test_of_another_form_are_refused_by_what_was_said(
@@ -242,5 +276,6 @@ class TestParameters:
 
         with pytest.raises(SourceError, match=r"none\.yaml"):
             door.read_params(f"{table}/none.yaml:families", ())
-        with pytest.raises(ConfigError, match=r"bad\.yaml must be YAML"):
+        with pytest.raises(ConfigError, match=r"must be YAML.*line 1") as caught:
             door.read_params(f"{table}/bad.yaml:families", ())
+        assert "bad.yaml" in caught.value.where + caught.value.cure

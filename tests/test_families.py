@@ -1,6 +1,7 @@
 """The family protocol holds for every family: `tabular`, a toy with nested rows and a toy policy."""
 
 import hashlib
+import sys
 import timeit
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.conformance")
 
+from esteira import golden  # noqa: E402
 from esteira.automl import search as engine  # noqa: E402
 from esteira.datasets import SHA256, write_data  # noqa: E402
 from esteira.errors import ConfigError, DataError  # noqa: E402
@@ -50,6 +52,45 @@ def test_unknown_family_is_refused_with_a_cure() -> None:
         load_family("teapot")
     assert "esteira families" in caught.value.cure
     assert load_family("tabular") is FAMILY
+
+
+def test_a_sample_that_cannot_be_answered_ends_in_a_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        golden.write(tmp_path, "teapot", rows=[], broken=[])
+
+    assert 2 == ended.value.code
+    assert ["error:", "where:", "cure:"] == [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "place", "said"),
+    [
+        ({"__init__": "from families.planted import model", "model": "x = 1\ndef (\n"}, "model.py, line 2", "SyntaxError"),
+        ({"__init__": "import no_such_library"}, "__init__.py, line 1", "no_such_library"),
+        ({"__init__": "from families.planted import model", "model": "y = 1\n\nz = [][0]"}, "model.py, line 3", "IndexError"),
+        ({"__init__": "x = 1"}, "__init__.py", "FAMILY"),
+        ({}, "__init__.py", "FAMILY"),
+    ],
+)  # fmt: skip
+def test_a_family_that_cannot_be_imported_is_its_writers_letter_with_the_line(
+    files: dict[str, str], place: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import families
+
+    folder = tmp_path / "families" / "planted"
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(folder.parent)])
+
+    with pytest.raises(ConfigError) as caught:
+        load_family("planted")
+    for name in [name for name in sys.modules if name.startswith("families.planted")]:
+        del sys.modules[name]
+
+    assert ("broken_family", f"families/planted/{place}") == (caught.value.code, caught.value.where)
+    assert said in caught.value.message
 
 
 def table(rows: int = 240) -> pd.DataFrame:

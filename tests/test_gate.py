@@ -198,6 +198,7 @@ class TestFile:
         ("text", "said"),
         [
             ("rules: [", "must be YAML"),
+            ("rules: [{rule: a, metric: m, threshold: 1}]\nrules: []", "'rules' is there already"),
             ("rules: [{rule: a, metric: m}]", "takes one of threshold"),
             ("rules: [{rule: a, metric: m, threshold: 1, champion_tolerance: 1}]", "takes one of threshold"),
             ("rules: [{rule: a, metric: m, threshold: 1, limit: 2}]", "limit"),
@@ -210,6 +211,7 @@ class TestFile:
         ],
         ids=[
             "no-yaml",
+            "rules-twice",
             "no-bound",
             "two-bounds",
             "unknown-key",

@@ -1,9 +1,11 @@
 """The whole DAG by the command line, on real rows: what a release leaves behind, and what a failure leaves alone."""
 
 import csv
+import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.shape import NAMES
+from esteira.settings import load_settings
+from pipelines.plan import Plan
+from pipelines.reuse import Receipt, Receipts
+from pipelines.shape import NAMES, STEPS, Step
+from pipelines.world import World
 
 HOME = {"ESTEIRA_HOME": ".esteira"}
 FEW = ("--set", "train.trials=4")
@@ -98,6 +104,9 @@ def test_an_unchanged_run_executes_nothing_and_says_why(project: Path, first: di
     alike = ("status", "version", "bundle_id", "metrics", "baseline", "gate")
     assert {key: first[key] for key in alike} == {key: again[key] for key in alike}
     assert 1 == _champion(project)
+    trials = [esteira("runs", "show", run["run_id"], "--json", cwd=project)["trials"] for run in (first, again)]
+    assert len(trials[0]) > 0
+    assert [trial["score"] for trial in trials[0]] == [trial["score"] for trial in trials[1]]
 
 
 def test_one_changed_parameter_runs_exactly_what_depends_on_it_and_explain_names_it(project: Path) -> None:
@@ -132,6 +141,93 @@ def test_one_changed_byte_of_data_under_the_same_path_is_noticed(project: Path) 
     assert {"ran"} == {step["status"] for step in document["steps"]}
     assert document["steps"][0]["why"].startswith("the content of data/breast_cancer.csv changed from ")
     assert "data_changed" == refused["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("tabular", "--set", "train.trials=5"), "not_a_repeat"), (("tabular@other",), "other_line")],
+)
+def test_a_repeat_that_would_be_none_is_refused(
+    words: tuple[str, ...], code: str, project: Path, first: dict[str, Any]
+) -> None:
+    refused = esteira("run", *words, "--from", first["run_id"], "--json", cwd=project, code=2)
+
+    assert code == refused["error"]["code"]
+
+
+def test_a_repeat_of_a_source_that_is_gone_is_refused_before_any_step(project: Path, first: dict[str, Any]) -> None:
+    path = project / "data" / "breast_cancer.csv"
+    path.rename(path.with_suffix(".away"))
+    try:
+        refused = esteira("run", "tabular", "--from", first["run_id"], "--json", cwd=project, code=2)
+    finally:
+        path.with_suffix(".away").rename(path)
+
+    assert "missing_file" == refused["error"]["code"]
+
+
+def test_the_device_that_the_gate_boots_the_server_on_is_part_of_evaluates_key(
+    project: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    folder = project / "build" / "tabular"
+    _, settings, receipt = _asked(folder, "evaluate", first, {})
+    _, others, _ = _asked(folder, "evaluate", first, {"ESTEIRA_DEVICE": "cpu"})
+
+    assert settings.items() <= receipt.basis.arguments.items()
+    assert {"ESTEIRA_DEVICE": "cpu"}.items() <= others.items()
+    assert settings != others
+
+
+def test_a_version_registered_in_another_mlflow_is_registered_again(
+    project: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    folder = project / "build" / "tabular"
+    here, _, receipt = _asked(folder, "register", first, {})
+    there, _, _ = _asked(folder, "register", first, {"ESTEIRA_MLFLOW_URI": "sqlite:///other.db"})
+
+    assert "" == here.stands(_step("register"), receipt)
+    assert there.stands(_step("register"), receipt).startswith("version 1 was registered in MLflow at ")
+
+
+def test_a_source_that_changed_while_it_was_read_is_read_again(
+    project: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash is taken before the step reads; when the step read other bytes, its output is not that hash's."""
+    monkeypatch.chdir(project)
+    world, _, receipt = _asked(project / "build" / "tabular", "ingest", first, {})
+    assert "" == world.stands(_step("ingest"), receipt)
+
+    other = dataclasses.replace(receipt, notes={"content": "f" * 64})
+
+    assert "was changed while run" in world.stands(_step("ingest"), other)
+
+
+def test_a_source_that_cannot_be_read_is_never_reused(
+    project: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    world, _, receipt = _asked(project / "build" / "tabular", "ingest", first, {})
+    world.plan = world.plan.model_copy(update={"source": "data/none.csv", "data_hash": ""})
+
+    assert "the source cannot be read now" == world.stands(_step("ingest"), receipt)
+
+
+def _step(name: str) -> Step:
+    return STEPS[NAMES.index(name)]
+
+
+def _asked(
+    folder: Path, step: str, first: dict[str, Any], env: dict[str, str]
+) -> tuple[World, dict[str, str], Receipt]:
+    """The world of the first run's plan under these settings, what it tells the step's key, and the first run's receipt."""
+    settings = load_settings({**HOME, **env}, file=None)
+    recorded = json.loads((folder / first["run_id"] / "run.json").read_text(encoding="utf-8"))
+    receipts = Receipts(folder)
+    world = World(Plan.model_validate(recorded["plan"]), settings, receipts)
+    receipt = next(one for one in receipts.all(step) if one.run_id == first["run_id"])
+    return world, world.settings_of(_step(step)), receipt
 
 
 def test_a_champion_that_moved_is_compared_with_again(project: Path) -> None:
@@ -184,8 +280,6 @@ def test_predict_prints_the_latency_of_single_rows(project: Path, first: dict[st
 def test_a_tampered_bundle_is_refused_by_predict(
     fault: str, project: Path, first: dict[str, Any], tmp_path: Path
 ) -> None:
-    import shutil
-
     bundle = tmp_path / "bundle"
     shutil.copytree(project / first["bundle"], bundle)
     graph = bundle / "graph.onnx"
@@ -359,6 +453,37 @@ def test_a_bundle_answers_where_no_training_library_is(project: Path, first: dic
     columns = [column["name"] for column in found["manifest"]["schema"]["columns"]]
     assert 30 == len(columns)
     assert all({"sha256", "size"} == set(file) for file in found["manifest"]["files"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.requirement("K-04")
+def test_a_bundle_answers_where_only_the_serving_lock_is_installed(
+    project: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    """K-04, done when: "the exported artefact loaded in a process without the training libraries reproduces reference
+    predictions": in an environment made from requirements/serving.lock, with our code and nothing else in it."""
+    root = Path(__file__).resolve().parents[1]
+    script = (
+        f'python="{sys.executable}"; . requirements/index.sh; uv="{Path(sys.executable).parent}/uv"; '
+        f'"$uv" venv --quiet --python "$python" "{tmp_path}/venv" && VIRTUAL_ENV="{tmp_path}/venv" '
+        '"$uv" pip sync --quiet --require-hashes requirements/serving.lock'
+    )
+    subprocess.run(["bash", "-euc", script], cwd=root, check=True, capture_output=True, timeout=300)
+    for room in ("esteira", "families"):
+        shutil.copytree(root / room, tmp_path / "code" / room, ignore=shutil.ignore_patterns("__pycache__"))
+
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", EDGE.replace('"bentoml", "sqlalchemy"', ""), first["bundle"]],
+        cwd=project, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "code")},
+    )  # fmt: skip
+
+    installed = {path.name.split("-")[0] for path in tmp_path.glob("venv/lib/*/site-packages/*.dist-info")}
+    assert set() == installed & {"scikit_learn", "xgboost", "xgboost_cpu", "optuna", "pandas", "onnx", "kfp", "mlflow"}
+    assert {"bentoml", "onnxruntime"} <= installed
+    found = json.loads(done.stdout)
+    for wanted, answer in zip(found["golden"]["answers"], found["answers"], strict=True):
+        assert wanted["prediction"] == answer["prediction"]
+        assert wanted["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-9)
 
 
 @pytest.mark.requirement("S-42")

@@ -37,6 +37,14 @@ def test_a_line_of_another_form_is_refused_with_its_text(text: str) -> None:
 def test_a_source_and_a_label_open_a_line_named_after_both() -> None:
     assert "tabular@x-y" == str(Line.opened_by("tabular", "some/where/x.csv", "y"))
     assert "tabular@my-data-total-charges" == str(Line.opened_by("tabular", "s3://b/My Data.csv.gz", "Total Charges"))
+    assert "tabular@ligacoes-rotulo" == str(Line.opened_by("tabular", "Ligações.csv", "rótulo"))
+
+
+def test_a_source_and_a_label_that_give_no_name_ask_for_one() -> None:
+    with pytest.raises(ConfigError, match=r"'数据\.csv' and '标签'") as caught:
+        Line.opened_by("tabular", "数据.csv", "标签")
+
+    assert "--as NAME" in caught.value.cure
 
 
 def test_the_family_block_of_params_yaml_is_the_default() -> None:
@@ -115,3 +123,35 @@ def test_a_parameter_that_no_step_takes_is_refused_before_any_step_runs(
 def test_an_unknown_family_is_refused_before_any_step_runs() -> None:
     with pytest.raises(ConfigError, match="nofam"):
         decide("nofam", project=Project(), source="a.csv", target="y")
+
+
+def test_a_block_of_a_line_goes_over_its_familys_key_by_key() -> None:
+    project = Project.model_validate(
+        {
+            "families": {
+                "tabular": {"source": "a.csv", "target": "y", "seed": 7, "train": {"trials": 3, "metric": "f1"}}
+            },
+            "lines": {"tabular@x": {"source": "b.csv", "target": "z", "train": {"trials": 5}}},
+        }
+    )
+
+    plan = decide("tabular@x", project=project)
+
+    assert ("b.csv", "z", 7) == (plan.source, plan.target, plan.seed)
+    assert {"trials": 5, "metric": "f1"} == plan.sections["train"]
+
+
+@pytest.mark.parametrize("text", ["train.trials=2026-13-40", "train.trials={a: 1, a: 2}", "train.trials=["])
+def test_a_value_that_is_no_yaml_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_settings([text])
+
+    assert "bad_set" == caught.value.code
+
+
+def test_a_block_that_stands_twice_in_params_yaml_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("families:\n  a: {target: x}\n  a: {target: y}\n", encoding="utf-8")
+
+    with pytest.raises(ConfigError, match="each key once"):
+        read_project(file)

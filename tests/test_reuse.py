@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_an_unchanged_step_is_reused_and_names_the_run(tmp_path: Path) -> None:
         ("params", {"trials": 5, "grid": {"depth": [1, 2]}}, "train.trials changed from 4 to 5"),
         ("params", {"grid": {"depth": [1, 2]}}, "train.trials changed from 4 to its default"),
         ("params", {"trials": 4, "grid": {"depth": [1]}}, "train.grid.depth changed from [1,2] to [1]"),
+        ("params", {"trials": 4.0, "grid": {"depth": [1, 2]}}, "train.trials changed from 4 to 4.0"),
+        ("params", {"trials": 4, "grid": {"depth": [1, 2]}, "kinds": {}}, "train.kinds changed from its default to {}"),
         ("arguments", {"line": "tabular", "seed": 7}, "seed changed from 42 to 7"),
         ("data", {"data/x.csv": "e" * 64}, f"the content of data/x.csv changed from {'a' * 12} to {'e' * 12}"),
         ("inputs", {"ingest": "e" * 64}, "the output of ingest changed"),
@@ -120,6 +123,21 @@ def test_a_receipt_that_is_cut_short_is_as_none(tmp_path: Path) -> None:
     receipts = _kept(tmp_path)
     path = next((tmp_path / "receipts" / "train").iterdir())
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+
+    assert "it never ran to its end here" == decide("train", BASIS, receipts).why
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": ["model.json"]}, {"notes": None}, {"folder": 5}, {"folder": ""}, {"run_id": None}, {"basis": []},
+        {"basis": {"params": []}}, {"unknown": 1},
+    ],
+)  # fmt: skip
+def test_a_receipt_of_another_shape_is_as_none(change: dict[str, Any], tmp_path: Path) -> None:
+    receipts = _kept(tmp_path)
+    path = next((tmp_path / "receipts" / "train").iterdir())
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
 
     assert "it never ran to its end here" == decide("train", BASIS, receipts).why
 
@@ -194,6 +212,12 @@ def test_what_is_not_run_in_a_step_is_not_its_code(line: str, tmp_path: Path) ->
     assert ["room/__init__.py", "room/start.py"] == _reached(tmp_path, "room.start")
 
 
+def test_a_file_with_a_syntax_error_is_left_to_whoever_imports_it(tmp_path: Path) -> None:
+    _write(tmp_path, {"room/__init__.py": "", "room/start.py": "import room.used", "room/used.py": "def ("})
+
+    assert ["room/__init__.py", "room/start.py", "room/used.py"] == _reached(tmp_path, "room.start")
+
+
 def test_code_is_followed_through_packages_and_circles(tmp_path: Path) -> None:
     _write(
         tmp_path,
@@ -258,6 +282,7 @@ class Machine(Run):
     """
 
     executed: list[str]
+    while_it_runs: Callable[[str], None]
 
     def _through_kfp(self, first: Step) -> None:
         names = [step.name for step in self.dag.steps]
@@ -271,6 +296,7 @@ class Machine(Run):
             read = {needed: (self.folder / needed / "file").read_text("utf-8") for needed in step.needs.values()}
             told = [max(1, self.arguments[step.name]["x"]), self.dag.data(step), self.dag.code(step), read]
             (out / "file").write_text(hashlib.sha256(json.dumps(told).encode()).hexdigest(), encoding="utf-8")
+            self.while_it_runs(step.name)
             self._keep(step, out, 0.0)
 
 
@@ -282,10 +308,15 @@ class World:
     params: dict[str, int]
     data: dict[str, int]
     code: dict[str, int]
+    source: str = ""
+    while_it_runs: Callable[[str], None] = lambda _: None
+    why: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def run(self, folder: Path, receipts: Receipts, *, fresh: bool = False) -> tuple[list[str], dict[str, str]]:
         """Which steps were executed, and what all of them left."""
-        steps = tuple(Step(name, name, needs={f"in_{n}": n for n in self.edges[name]}) for name in NODES)
+        steps = tuple(
+            Step(name, name, needs={f"in_{n}": n for n in self.edges[name]}, takes=("source",)) for name in NODES
+        )
         dag = Dag(
             steps,
             pipeline=lambda: pytest.fail("no kfp here"),
@@ -293,11 +324,79 @@ class World:
             data=lambda step: {f"{step.name}.csv": str(self.data[step.name])},
         )
         folder.mkdir(parents=True)
-        arguments = {name: {"x": self.params[name]} for name in NODES}
+        arguments = {"source": self.source, **{name: {"x": self.params[name]} for name in NODES}}
         with Machine(dag, arguments, folder=folder, receipts=receipts, fresh=fresh) as machine:
-            machine.executed = []
-            machine.go()
+            machine.executed, machine.while_it_runs = [], self.while_it_runs
+            self.why = {record.name: record.why for record in machine.go()}
         return machine.executed, {name: (folder / name / "file").read_text(encoding="utf-8") for name in NODES}
+
+
+def _world() -> World:
+    """Five steps that need nothing."""
+    return World({name: [] for name in NODES}, *(dict.fromkeys(NODES, 0) for _ in range(3)))
+
+
+def test_the_run_that_executed_a_step_may_be_deleted_when_another_reused_it(tmp_path: Path) -> None:
+    receipts, world = Receipts(tmp_path), _world()
+    world.run(tmp_path / "run-1", receipts)
+    world.run(tmp_path / "run-2", receipts)
+    shutil.rmtree(tmp_path / "run-1")
+
+    executed, _ = world.run(tmp_path / "run-3", receipts)
+
+    assert [] == executed
+
+
+def test_what_changed_is_told_against_the_last_run_and_not_the_last_that_executed(tmp_path: Path) -> None:
+    """Parameter 4, then 5, then 4 again (reused), then 6: a person changed 4 to 6."""
+    receipts, world = Receipts(tmp_path), _world()
+    for number, value in enumerate((4, 5, 4, 6)):
+        world.params["a"] = value
+        world.run(tmp_path / f"run-{number}", receipts)
+
+    assert "a.x changed from 4 to 6" == world.why["a"]
+
+
+def test_a_step_whose_code_was_edited_while_it_ran_is_not_reused(tmp_path: Path) -> None:
+    """Which of the two it read, nobody knows: neither the edited code nor the old one may be given its output."""
+    receipts, world = Receipts(tmp_path), _world()
+    world.while_it_runs = lambda step: world.code.update({step: 1})
+    world.run(tmp_path / "run-1", receipts)
+    world.while_it_runs = lambda _: None
+
+    assert "not kept for reuse, because a.py was changed meanwhile" in world.why["a"]
+    executed, _ = world.run(tmp_path / "run-2", receipts)
+    assert list(NODES) == executed
+    assert "a.py changed" == world.why["a"]
+    world.code = dict.fromkeys(NODES, 0)
+    executed, _ = world.run(tmp_path / "run-3", receipts)
+    assert list(NODES) == executed
+    assert "a.py was changed while run run-1 ran it" == world.why["a"]
+
+
+def test_a_reused_step_took_what_it_took_when_it_ran(tmp_path: Path) -> None:
+    receipts = _kept(tmp_path, dataclasses.replace(BASIS, params={}))
+    step = Step("train", "train")
+    dag = Dag((step,), pipeline=lambda: None, code=lambda _: {})
+    with Run(dag, {}, folder=tmp_path / "run-2", receipts=receipts) as run:
+        basis = (run.decision(step), run._decided["train"][0])[1]
+    receipts.put(dataclasses.replace(receipts.all("train")[0], basis=basis, seconds=7.0))
+    with Run(dag, {}, folder=tmp_path / "run-3", receipts=receipts) as run:
+        run.go()
+
+    assert {"train": 7.0} == run.took()
+
+
+def test_passwords_of_addresses_are_in_no_receipt_and_no_reason_to_run(tmp_path: Path) -> None:
+    receipts, world = Receipts(tmp_path), _world()
+    world.source = "postgresql://ana:s3cret@host/rows"
+    world.run(tmp_path / "run-1", receipts)
+    world.source = "postgresql://ana:another@host/rows"
+
+    executed, _ = world.run(tmp_path / "run-2", receipts)
+
+    assert [] == executed
+    assert not [path for path in (tmp_path / "receipts").rglob("*.json") if "s3cret" in path.read_text("utf-8")]
 
 
 @st.composite

@@ -52,10 +52,22 @@ def test_a_family_gets_its_eight_things_its_block_and_its_overlay(yard: Path) ->
     assert ["ESTEIRA_LINES=cut_time"] == overlay["configMapGenerator"][0]["literals"]
 
 
-@pytest.mark.parametrize("name", ["", "Cut", "1st", "cut-time", "../x", "x" * 41])
+@pytest.mark.parametrize("name", ["", "Cut", "1st", "cut-time", "../x", "x" * 41, "class", "import"])
 def test_a_bad_name_is_refused(name: str, yard: Path) -> None:
     with pytest.raises(ConfigError, match="a family's name"):
         scaffold(name, yard)
+
+    assert [] == list((yard / "families").iterdir())
+
+
+@pytest.mark.parametrize(("words", "code"), [(["Cut"], 2), ([""], 2), (["tabular"], 1), ([], 2)])
+def test_its_command_refuses_in_a_letter_of_three_lines(words: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.scaffold", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert code == done.returncode
+    assert ["error:", "where:", "cure:"] == [line.split()[0] for line in done.stderr.splitlines()]
 
 
 def test_nothing_is_overwritten(yard: Path) -> None:

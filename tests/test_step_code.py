@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.code import ROOMS, ROOT, files_of
-from pipelines.local import code_of
 from pipelines.shape import STEPS
+from pipelines.world import code_of
 
 # Written into a folder on PYTHONPATH, so that a step and every process it starts says what it opens.
 WATCH = """

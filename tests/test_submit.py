@@ -146,6 +146,20 @@ class TestCommand:
 
         assert ("0 30 3 * * *", "nightly") == (told["cron"], told["schedule"])
 
+    def test_who_stops_waiting_is_told_that_the_run_goes_on(
+        self, submit: Any, server: KfpServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(_: float) -> None:
+            raise KeyboardInterrupt
+
+        server.states = ["RUNNING"]
+        monkeypatch.setattr("pipelines.kubeflow.time.sleep", stop)
+
+        code, told = submit("tabular", "--source", SOURCE, "--target", "y", "--wait")
+
+        assert (1, "interrupted") == (code, told["error"]["code"])
+        assert f"the run goes on whether we look or not: {server.url}/#/runs/details/" in told["error"]["cure"]
+
     @pytest.mark.parametrize(
         ("arguments", "code"),
         [
@@ -241,6 +255,17 @@ class TestServerSaysNo:
             assert ("kfp_unreachable", 2) == (caught.value.code, caught.value.exit_code)
             assert "port-forward" in caught.value.cure
         assert 10 > time.monotonic() - began
+
+    @pytest.mark.parametrize(
+        "host",
+        ["ftp://kfp.example.org", "not a host", "http://", "https://ana:pw@kfp.example.org", "http://h/?x=1", "/x"],
+    )
+    def test_what_is_no_address_is_refused_and_asked_nothing(self, host: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            Kubeflow(host, TOKEN)
+
+        assert "bad_host" == caught.value.code
+        assert "pw" not in caught.value.message
 
     def test_a_server_that_stays_silent_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipelines.kubeflow._FIRST_SECONDS", 1)
@@ -446,7 +471,7 @@ class TestSources:
 
     def test_a_run_s_parameters_say_everything(self) -> None:
         assert {"line", "source", "target", "seed", "champion", *NAMES} == set(parameters(PLAN))
-        assert "" == parameters(PLAN, champion="")["champion"]
+        assert "@champion" == parameters(PLAN)["champion"]
 
 
 def _ask(server: KfpServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

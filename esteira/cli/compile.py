@@ -27,6 +27,7 @@ def compile_(line: str | None, out: str, check: bool, as_json: bool) -> int:
       esteira compile tabular --out build/compiled
       esteira compile --check
     """
+    from esteira.errors import ConfigError
     from esteira.settings import load_settings
     from pipelines import ir_check
     from pipelines.compile import defaults, write
@@ -34,9 +35,17 @@ def compile_(line: str | None, out: str, check: bool, as_json: bool) -> int:
 
     prefix = load_settings().image_prefix
     project = read_project()
+    lines = [line] if line else [*project.families, *project.lines]
+    if not lines:
+        raise ConfigError(
+            "what is compiled is LINE or every block of params.yaml, but there is neither",
+            code="no_lines",
+            where="params.yaml",
+            cure="name a line, or write params.yaml with `esteira init`",
+        )
     files: list[str] = []
     findings: list[dict[str, Any]] = []
-    for name in [line] if line else [*project.families, *project.lines]:
+    for name in lines:
         compiled = write(defaults(name, project), Path(out), prefix=prefix)
         files += [str(compiled.ir), str(compiled.native)]
         if check:

@@ -50,16 +50,15 @@ def run(
     """
     from esteira.settings import load_settings
     from pipelines import local
-    from pipelines.plan import Plan, decide, parse_settings, read_project
+    from pipelines.plan import decide, parse_settings, read_project
 
     config = load_settings()
     sections = parse_settings(settings)
     if allow_leak:
         sections.setdefault("validate", {})["allow_leak"] = list(allow_leak)
     if from_run is not None:
-        from esteira.store import Store
-
-        recorded = Plan.model_validate(Store.open(config.database_url, config.tenant).get_run(from_run).params)
+        given = {"--source": source, "--target": target, "--as": name, "--set": settings, "--allow-leak": allow_leak}
+        recorded = _recorded(config, line, from_run, [option for option, value in given.items() if value])
         plan = recorded.model_copy(update={} if seed is None else {"seed": seed})
     else:
         plan = decide(
@@ -75,6 +74,40 @@ def run(
         if result.error is not None:
             fail(result.error, as_json=False)
     return result.exit_code
+
+
+def _recorded(settings: Any, line: str, run_id: str, given: list[str]) -> Any:
+    """The plan of a recorded run of the line.
+
+    Raises:
+        ConfigError: the run is unknown, of another line or keeps no plan; or options were `given` that a repeat takes from
+            the record, so that it would be no repeat.
+    """
+    from pydantic import ValidationError
+
+    from esteira.errors import ConfigError
+    from esteira.store import Store
+    from pipelines.plan import Plan
+
+    if given:
+        raise ConfigError(
+            f"a repeat takes all but --seed from its record, but {', '.join(given)} was given too",
+            code="not_a_repeat", where="--from", cure=f"leave {', '.join(given)} out, or --from",
+        )  # fmt: skip
+    found = Store.open(settings.database_url, settings.tenant).get_run(run_id)
+    # A line that a run opened by its source may be repeated by the words that opened it: the family alone.
+    if line not in {found.line, found.line.partition("@")[0]}:
+        raise ConfigError(
+            f"a run is repeated for its own line, but {run_id} is of {found.line}, not of {line}",
+            code="other_line", where="--from", cure=f"esteira run {found.line} --from {run_id}",
+        )  # fmt: skip
+    try:
+        return Plan.model_validate(found.params)
+    except ValidationError as error:
+        raise ConfigError(
+            f"a run is repeated from the plan in its record, but the record of {run_id} holds none",
+            code="no_plan", where="--from", cure="runs of `esteira run` keep their plan; others are repeated where they ran",
+        ) from error  # fmt: skip
 
 
 def _last(settings: Any, line: str, name: str | None) -> dict[str, str]:

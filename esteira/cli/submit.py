@@ -134,6 +134,7 @@ def submit(
 
 def _wait(server: Any, started: Any, every: float, document: dict[str, Any]) -> int:
     """Tell how the run goes until it ended; its outcome goes into the document, its exit code back."""
+    from esteira.errors import Refused
 
     def tell(step: str, state: str) -> None:
         if state != "PENDING":
@@ -142,8 +143,12 @@ def _wait(server: Any, started: Any, every: float, document: dict[str, Any]) -> 
     try:
         outcome = server.wait(started.id, tell, every=every)
     except KeyboardInterrupt:
-        say(f"the run goes on: {started.url}")
-        raise
+        raise Refused(
+            "stopped waiting before the run's end",
+            code="interrupted",
+            where=f"run {started.id}",
+            cure=f"the run goes on whether we look or not: {started.url}",
+        ) from None
     document |= {"status": outcome.status, "steps": outcome.steps, "message": outcome.message}
     said = f": {outcome.message}" if outcome.message else ""
     say(f"run {started.id}: {click.style(outcome.status, bold=True)}{said}")

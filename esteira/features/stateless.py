@@ -69,7 +69,7 @@ class StatelessFeaturizer:
     def remembering(self, frame: "pd.DataFrame") -> "StatelessFeaturizer":
         """The same with the features of some rows in mind, spread over the frame, those with gaps first."""
         gaps = np.flatnonzero(frame.isna().any(axis=1).to_numpy())[: PROBE_ROWS // 4]
-        spread = np.linspace(0, max(len(frame) - 1, 0), num=min(PROBE_ROWS, len(frame)) or 0, dtype=np.int64)
+        spread = np.linspace(0, max(len(frame) - 1, 0), num=min(PROBE_ROWS, len(frame)), dtype=np.int64)
         picked = sorted({*gaps.tolist(), *spread.tolist()})
         rows = json_rows(frame.iloc[picked], self._contract)
         return StatelessFeaturizer(self._contract, self._function, self._made_of, self._codes, rows)

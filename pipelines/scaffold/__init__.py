@@ -3,11 +3,15 @@
 What it writes is an example to be changed, not a layer to build on. It overwrites nothing.
 """
 
+import keyword
 import re
 import sys
 from pathlib import Path
 
+import click
+
 from esteira import outputs
+from esteira.console import conduct
 from esteira.errors import ConfigError, Refused
 from pipelines.shape import NAMES
 
@@ -19,7 +23,7 @@ def scaffold(name: str, root: Path = ROOT) -> list[Path]:
     """Write `families/<name>/`, a block in params.yaml and `manifests/overlays/<name>/`.
 
     Args:
-        name: lower-case letters, digits and underscores, starting with a letter.
+        name: lower-case letters, digits and underscores, starting with a letter; no keyword of Python, since it is imported.
         root: of the repository.
 
     Returns:
@@ -29,9 +33,9 @@ def scaffold(name: str, root: Path = ROOT) -> list[Path]:
         ConfigError: the name has another form.
         Refused: a family, block or overlay of this name is there; nothing was written.
     """
-    if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) is None:
+    if re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) is None or keyword.iskeyword(name):
         raise ConfigError(
-            f"a family's name is lower-case letters, digits and '_', at most 40, but got {name!r}",
+            f"a family's name is lower-case letters, digits and '_', at most 40, and no word of Python's, but got {name!r}",
             code="bad_family_name",
             where="NAME",
             cure="make family NAME=churn_risk",
@@ -64,12 +68,14 @@ def _filled(path: Path, words: dict[str, str]) -> bytes:
     return text.encode()
 
 
-def main() -> int:
+@click.command()
+@click.argument("name")
+def command(name: str) -> None:
+    """Write family NAME, its block in params.yaml and its overlay; its sample is written by `make family NAME=x`."""
+    for path in scaffold(name):
+        click.echo(path.relative_to(ROOT))
+
+
+def main() -> None:
     """`python -m pipelines.scaffold NAME`."""
-    try:
-        for path in scaffold(sys.argv[1] if len(sys.argv) > 1 else ""):
-            print(path.relative_to(ROOT))
-    except (ConfigError, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    conduct(command, sys.argv[1:], prog="python -m pipelines.scaffold")
