@@ -180,7 +180,7 @@ def test_the_tree_names_no_machine_and_no_package_index() -> None:
 
 
 def test_locks_pin_every_package_by_hash() -> None:
-    for lock in ("dev.lock", "serving.lock"):
+    for lock in ("dev.lock", "pipeline.lock", "serving.lock", "serving-gpu.lock"):
         text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
         pins = [part for part in re.split(r"\n(?=[a-z0-9])", text, flags=re.I) if not part.startswith("#")]
         assert [] == [pin.splitlines()[0] for pin in pins if "==" not in pin or "--hash=sha256:" not in pin]
