@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from esteira.settings import redact
 from pipelines.code import changed, packages
 from pipelines.forkserver import ForkServer, Outcome
 from pipelines.reuse import Basis, Decision, Receipt, Receipts, decide, share, tree
@@ -269,6 +268,8 @@ class Run:
         return self._fork(step, full_command, dict(env_vars or {}), out)
 
     def _fork(self, step: Step, full_command: list[str], env: dict[str, str], out: Path) -> int:
+        from esteira.settings import redact
+
         script = next(i for i, part in enumerate(full_command) if "ephemeral_component.py" in part)
         job = {
             "step": step.name,
@@ -336,7 +337,12 @@ def run_dag(
 
 def _content(value: Any) -> Any:
     """An argument without the passwords of addresses: they open a source and are none of what it holds."""
-    return redact(value) if isinstance(value, str) else value
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    # Imported where an address is: it takes longer than all that a run of which nothing changed does.
+    from esteira.settings import redact
+
+    return redact(value)
 
 
 def _error_of(step: Step, outcome: Outcome, log: Path) -> dict[str, Any]:
