@@ -46,9 +46,9 @@ class Graph:
         """Cast to double."""
         return self.add("Cast", value, to=TensorProto.DOUBLE)
 
-    def columns(self, value: str, indexes: Sequence[int]) -> str:
-        """Some columns of a (rows, features) value, in the given order."""
-        if list(indexes) == list(range(self._features)):
+    def columns(self, value: str, indexes: Sequence[int], width: int | None = None) -> str:
+        """Some columns of a (rows, width) value, in the given order; width is that of the input by default."""
+        if list(indexes) == list(range(self._features if width is None else width)):
             return value
         return self.add("Gather", value, self.constant(indexes, np.int64), axis=1)
 
