@@ -2,6 +2,7 @@
 #
 #   make setup PYTHON=python3.12   takes that interpreter; without PYTHON the first of python3, 3.13, 3.12, 3.11 that fits
 #   make bench ROUNDS=3            more rounds
+#   make bench-automl BUDGET=300   more seconds for each search
 #   make images ENGINE=buildah     with buildah instead of docker; BASE=image stands it on another base, PREFIX=host/folder names it
 #
 # Packages come from the index that pip is configured for; the lock pins their hashes and names no index.
@@ -16,13 +17,14 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.lock
 STAMP := $(VENV)/esteira-setup
 ROUNDS ?= 2
+BUDGET ?= 60
 # Threads of libgomp that spin while they wait slow small fits a hundred times, at random, on shared cores.
 export OMP_WAIT_POLICY ?= passive
 ifneq ($(filter command% environment%,$(origin PYTHON)),)
 ASKED := $(PYTHON)
 endif
 
-.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators family compile golden images test-containers requirements docs clean lock
+.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators bench-automl portfolio family compile golden images test-containers requirements docs clean lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +73,12 @@ bench: setup  ## Time the DAG against a plain script, side by side (benchmarks/d
 
 bench-orchestrators: setup  ## Time six no-op steps by our runner and by kfp, DVC, Kedro, Metaflow, Prefect (benchmarks/orchestrators)
 	@$(BIN)/python -m benchmarks.orchestrators.compare --rounds $(if $(filter file,$(origin ROUNDS)),10,$(ROUNDS))
+
+bench-automl: setup  ## Ours, FLAML, AutoGluon and LightGBM on public tables, BUDGET=60 s each; hours; goes on where it was stopped
+	@$(BIN)/python -m benchmarks.automl.compare --budget $(BUDGET) --write docs/benchmarks.md
+
+portfolio: setup  ## Learn anew which configurations a search tries first (benchmarks/automl); hours; goes on where it was stopped
+	@$(BIN)/python -m benchmarks.automl.portfolio
 
 family: setup  ## Write a new family, green from the first minute: make family NAME=x
 	@$(BIN)/python -m pipelines.scaffold "$(NAME)"

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from esteira import outputs
 from esteira.errors import ConfigError
-from esteira.family import Answerer, Candidate, Line, load_trainable
+from esteira.family import Candidate, Line, Trainable, load_trainable
 from esteira.features.contract import TableContract
 from esteira.features.metrics import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
-
-    from esteira.automl import Folds, Result
 
 
 class Params(BaseModel):
@@ -37,7 +36,9 @@ class Params(BaseModel):
         trials: how many parameter sets are tried; each kind's defaults come first.
         metric: a score of the task; by default the family's primary one.
         kinds: which of the family's kinds are tried; empty means all.
+        workers: how many make trials side by side, pods on a cluster and processes here; two runs with more than one may differ.
         golden_rows: test rows whose native answers travel with the model.
+        max_row_ms: milliseconds that one answer may cost by the cost model; more lets more models answer together.
         reference_rows: training rows, at most, that travel with the model for comparison with later data.
     """
 
@@ -46,6 +47,8 @@ class Params(BaseModel):
     trials: int = Field(default=8, ge=1, le=10_000)
     metric: str = ""
     kinds: tuple[str, ...] = ()
+    workers: int = Field(default=1, ge=1, le=64)
+    max_row_ms: float = Field(default=0.1, gt=0, le=1000)
     golden_rows: int = Field(default=20, ge=1, le=1000)
     reference_rows: int = Field(default=1000, ge=0, le=10_000)
 
@@ -83,58 +86,6 @@ def choose_candidates(offered: Sequence[Candidate], kinds: Sequence[str]) -> lis
     return [candidate for candidate in offered if not kinds or candidate.kind in kinds]
 
 
-class NativeBundle:
-    """What a bundle will be, with the native model in the graph's place; satisfies `esteira.family.OpenBundle`."""
-
-    def __init__(self, manifest: Mapping[str, Any], files: Mapping[str, bytes], found: "Result") -> None:
-        self.manifest = manifest
-        self._files = files
-        self._found = found
-
-    def read(self, name: str) -> bytes:
-        """Bytes of a file of the bundle to be."""
-        return self._files[name]
-
-    def run(self, stage: str, x: "NDArray[np.float32]") -> "dict[str, NDArray[Any]]":
-        """The native model's prediction, under the graph's name for it."""
-        return {"y": self._found.predict(x)}
-
-
-def golden_rows(
-    rows: Sequence[Mapping[str, Any]], contract: TableContract, model: Answerer, count: int
-) -> list[dict[str, Any]]:
-    """Rows to hold an export to: rows with gaps, rows spread over all, one with an unseen category, one with no cell filled.
-
-    Args:
-        rows: JSON rows that obey the contract, at least one.
-        contract: tells which columns are categories.
-        model: tells which of the made-up rows must be answered at all.
-        count: about how many are wanted.
-    """
-    gaps = [at for at, row in enumerate(rows) if any(value is None for value in row.values())][: max(1, count // 4)]
-    others = [at for at in range(len(rows)) if at not in gaps]
-    wanted = min(len(others), max(0, count - len(gaps)))
-    chosen = [rows[at] for at in gaps + [others[place * len(others) // wanted] for place in range(wanted)]]
-    first = chosen[0]
-    unseen = {column.name: "never seen before" for column in contract.columns if column.kind == "category"}
-    made = [*([{**first, **unseen}] if unseen else []), dict.fromkeys(first)]
-    refused = {finding.row for finding in model.check(made) if finding.severity == "error"}
-    return [*map(dict, chosen), *(row for at, row in enumerate(made) if at not in refused)]
-
-
-def reference(rows: Sequence[Mapping[str, Any]], contract: TableContract, truths: Sequence[Any]) -> dict[str, Any]:
-    """A sample of training rows by column, with their labels, for comparison with later data."""
-    return {
-        "version": 1,
-        "rows": len(rows),
-        "columns": [
-            {"name": column.name, "kind": column.kind, "values": [row.get(column.name) for row in rows]}
-            for column in contract.columns
-        ],
-        "label": {"name": contract.target.name, "values": list(truths)},
-    }
-
-
 def run(
     *, features: Path, contract: Path, line: str, out: Path, params: Params | None = None, seed: int = 42
 ) -> Report:
@@ -145,8 +96,8 @@ def run(
         contract: validate's contract.yaml.
         line: `FAMILY` or `FAMILY@NAME`.
         out: folder for `model/` (graph.onnx, the featurizer's files, post.json, golden.json `{"rows", "answers"}`,
-            reference.json), leaderboard.json (a list, best first) and native_test.npy (probabilities (rows, classes), or values (rows,)).
-            The same inputs, params and seed give the same bytes.
+            reference.json, record.json), leaderboard.json (a list, best first), search.html and native_test.npy
+            (probabilities (rows, classes), or values (rows,)). The same inputs, params and seed give the same bytes.
         params: the step's section of params.yaml.
         seed: of folds, proposals, fits and samples.
 
@@ -157,50 +108,60 @@ def run(
     """
     import pandas as pd
 
-    from esteira.automl import search
-    from esteira.features.decode import json_rows
+    from components.search import meeting
+    from esteira.automl import model_files, search, search_page
+    from esteira.automl.evaluate import Data
+    from esteira.automl.prepare import Columns
 
     params = params or Params()
     agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
-    target = agreed.target
-    name = Line.parse(line).family
-    family = load_trainable(name)
+    family = load_trainable(Line.parse(line).family)
+    rows = pd.read_parquet(features / "rows_train.parquet")
+    x, y, words = question(features, rows, agreed, family, params, seed)
+    with meeting(features=features, contract=contract, line=line, seed=seed, params=params) as storage:
+        found = search(x, y, **words, storage=storage, progress=_say)
+    held = pd.read_parquet(features / "rows_test.parquet")
     made = json.loads((features / "features.json").read_bytes())
-    x, y = _load(features / "x_train.npy"), _load(features / "y_train.npy")
-    train_rows = pd.read_parquet(features / "rows_train.parquet")
-    found = search(
-        x,
+    files = model_files.model_files(
+        family,
+        line,
+        agreed,
+        {file: (features / file).read_bytes() for file in made["files"]},
+        found,
         y,
-        task=target.task,
-        categorical=made["categorical"],
-        candidates=choose_candidates(family.candidates(target.task, len(y)), params.kinds),
-        metric=params.metric or family.metric(target.task),
-        trials=params.trials,
+        rows=rows,
+        held=held,
         seed=seed,
-        classes=None if target.classes is None else len(target.classes),
-        folds=_folds(train_rows, y, agreed, seed),
-        progress=_say,
+        golden=params.golden_rows,
+        reference=params.reference_rows,
     )
-    post = family.post(agreed, y, found.out_of_fold)
-    files = {"graph.onnx": found.graph(), "post.json": _json(post)}
-    files |= {file: (features / file).read_bytes() for file in made["files"]}
-    manifest = {"family": name, "line": line, **family.manifest(agreed, post)}
-    native = family.open(NativeBundle(manifest, files, found))
-    test = json_rows(pd.read_parquet(features / "rows_test.parquet"), agreed)
-    golden = golden_rows(test, agreed, native, params.golden_rows)
-    files["golden.json"] = _json({"rows": golden, "answers": native.answer(golden)})
-    picked = np.sort(np.random.default_rng(seed).permutation(len(y))[: params.reference_rows])
-    sample = json_rows(train_rows.iloc[picked], agreed)
-    truths = [target.classes[int(code)] for code in y[picked]] if target.classes else y[picked].tolist()
-    files["reference.json"] = _json(reference(sample, agreed, truths))
+    files["record.json"] = _json(found.record)
+    board = model_files.leaderboard(found)
     # A wall time would make every training's bytes different, so it stays out of what is kept.
-    board = [
-        {"metric": found.metric, **{key: value for key, value in row.items() if key != "fit_seconds"}}
-        for row in found.leaderboard
-    ]
+    timeless = replace(found, leaderboard=[{**row, "fit_seconds": 0.0} for row in found.leaderboard])
+    target = agreed.target
+    classes = None if target.classes is None else len(target.classes)
+    columns = Columns(tuple(words["names"]), tuple(words["categorical"]), words["texts"])
+    data = Data(x, y, target.task, classes, columns, seed)
+    page = search_page.page(
+        agreed,
+        rows,
+        y,
+        x.shape[1],
+        timeless,
+        title=line,
+        seed=seed,
+        findings=[finding["message"] for finding in made["findings"]],
+        closer=search_page.closer_look(timeless, data, words["folds"], made["groups"]),
+    )
     outputs.write(out / "model", files)
     outputs.write(
-        out, {"leaderboard.json": _json(board), "native_test.npy": _npy(found.predict(_load(features / "x_test.npy")))}
+        out,
+        {
+            "leaderboard.json": _json(board),
+            "search.html": page.encode(),
+            "native_test.npy": _npy(found.predict(_load(features / "x_test.npy"))),
+        },
     )
     constant = [row["score"] for row in board if row["kind"] == "constant"]
     return Report(
@@ -210,30 +171,41 @@ def run(
         score=found.best["score"],
         baseline=constant[0] if constant else None,
         higher_is_better=HIGHER_IS_BETTER[found.metric],
-        trials=sum(row["kind"] != "blend" for row in board),
+        trials=found.record["trials"],
         train_rows=len(y),
         features=x.shape[1],
         graph_bytes=len(files["graph.onnx"]),
     )
 
 
-def _folds(rows: "pd.DataFrame", y: "NDArray[Any]", contract: TableContract, seed: int) -> "Folds":
-    """Folds within the training rows, by the rule that split off the test rows."""
-    import pandas as pd
-
+def question(
+    features: Path, rows: "pd.DataFrame", contract: TableContract, family: Trainable, params: Params, seed: int
+) -> "tuple[NDArray[np.float32], NDArray[Any], dict[str, Any]]":
+    """What a search is asked: x, y and the words of `esteira.automl.search`, for every worker the same."""
     from esteira.automl import plan_folds
-    from esteira.features.decode import microseconds
+    from esteira.features.table import together, word_columns
 
-    groups = times = None
-    if contract.time_column:
-        series = rows[contract.time_column]
-        if series.dtype.kind in "iuf":
-            times = series.to_numpy(np.float64, na_value=-np.inf)
-        else:
-            times = microseconds(series, contract.time_column)
-    elif contract.group_column:
-        groups, _ = pd.factorize(rows[contract.group_column], use_na_sentinel=False)
-    return plan_folds(y, task=contract.target.task, seed=seed, groups=groups, times=times)
+    groups, times = together(rows, contract)
+    made = json.loads((features / "features.json").read_bytes())
+    x, y = _load(features / "x_train.npy"), _load(features / "y_train.npy")
+    target = contract.target
+    return (
+        x,
+        y,
+        {
+            "task": target.task,
+            "categorical": made["categorical"],
+            "names": made["names"],
+            "texts": word_columns(made["names"], made["groups"]),
+            "candidates": choose_candidates(family.candidates(target.task, len(y)), params.kinds),
+            "metric": params.metric or family.metric(target.task),
+            "trials": params.trials,
+            "seed": seed,
+            "classes": None if target.classes is None else len(target.classes),
+            "folds": plan_folds(y, task=target.task, seed=seed, groups=groups, times=times),
+            "max_row_us": params.max_row_ms * 1000,
+        },
+    )
 
 
 def _say(done: int, trials: int, row: Mapping[str, Any]) -> None:

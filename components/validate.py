@@ -7,24 +7,21 @@ Expectations suite made from the same contract must count the same, or the step 
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components import champions
-from esteira import checks, expectations, outputs
-from esteira.checks import CrossRule, Fault, Quality, Typed
+from esteira import admission, checks, expectations, outputs
+from esteira.admission import Admission
+from esteira.checks import CrossRule, Fault, Quality
 from esteira.checks_page import page
 from esteira.errors import ConfigError, DataError, Refused, SourceError
 from esteira.family import Finding, Line, Trainable, load_trainable
 from esteira.features.contract import ColumnKind, ContractOptions, TableContract, Task
-from esteira.features.decode import json_rows
-from esteira.features.leaks import find_leaks
-from esteira.features.parse import shown
 from esteira.sources import ROW_NUMBER
 
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ON_PAGE = 50
-_INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 
 
 class Params(BaseModel):
@@ -91,8 +87,7 @@ class _Checked:
     """Everything that is known of the table before anything is written."""
 
     contract: TableContract
-    typed: Typed
-    bad: "NDArray[np.bool_]"
+    admitted: Admission
     quality: Quality
     profile: list[dict[str, Any]]
     findings: list[dict[str, Any]]
@@ -134,21 +129,22 @@ def run(*, rows: Path, dataset: Path, target: str, line: str, champion: str = ""
     checks.require_classes(frame[target], target, f"{where}, column {target!r}")
     rules = [CrossRule.parse(text) for text in params.rules]
     if accepted is None:
-        contract, notes = _made(family, frame, target, line, where, params)
+        contract, found = admission.infer(family, frame, target, line, params.options, where)
+        notes = _notes(found, len(frame))
     else:
         contract, notes = _accepted(accepted, target, line), []
-    _require_flat(nested, contract, where)
+    admission.require_flat(nested, contract, where)
     notes += _unknown(checks.require_columns(list(frame.columns), contract), len(frame))
     limit = contract.max_bad_share if params.max_bad_share is None else params.max_bad_share
     checked = _check(family, frame, contract, notes, rules, params)
-    refusal = _refusal(frame, checked, limit, params, where, accepted=accepted is not None)
+    refusal = _refusal(checked, limit, params, where, accepted=accepted is not None)
     files = _files(checked, described, line, limit, refusal)
     if refusal is not None:
         outputs.write(out, files)
         raise refusal
-    good = _table(checked.typed.frame, ~checked.bad, contract)
+    good = _table(checked.admitted.typed.frame, ~checked.admitted.bad, contract)
     outputs.write(out, {**files, "rows.parquet": good, "contract.yaml": contract.to_yaml().encode()})
-    bad = int(checked.bad.sum())
+    bad = int(checked.admitted.bad.sum())
     severities = [finding["severity"] for finding in checked.findings]
     return Report(
         row_count=len(frame),
@@ -194,17 +190,6 @@ def _read(rows: Path, dataset: Path) -> tuple[dict[str, Any], "pd.DataFrame", li
 # ---------------------------------------------------------------- the contract
 
 
-def _made(
-    family: Trainable, frame: "pd.DataFrame", target: str, line: str, where: str, params: Params
-) -> tuple[TableContract, list[dict[str, Any]]]:
-    """The family's contract for these rows, and notes as findings."""
-    limit = (
-        TableContract.model_fields["max_bad_share"].default if params.max_bad_share is None else params.max_bad_share
-    )
-    contract, notes = family.contract(_without_infinite(frame, limit, where), target, line, params.options)
-    return contract, _notes(notes, len(frame))
-
-
 def _notes(notes: Sequence[Finding], rows: int) -> list[dict[str, Any]]:
     """Notes of the inference as findings; those that `checks` counts cell by cell are left to it."""
     counted = {"type", "missing", "rare", "label_missing"}
@@ -216,49 +201,6 @@ def _notes(notes: Sequence[Finding], rows: int) -> list[dict[str, Any]]:
         for note in notes
         if note.rule not in counted
     ]  # fmt: skip
-
-
-def _without_infinite(frame: "pd.DataFrame", limit: float, where: str) -> "pd.DataFrame":
-    """The frame to infer from: a few infinite cells among numbers are missing here, and bad cells for the checks later.
-
-    Left in, they would pass for text, and their column for a category or for one that changes its type.
-
-    Raises:
-        DataError: a column of numbers has more infinite ones than rows may be bad; names the column and the first rows.
-    """
-    import numpy as np
-
-    finite = {}
-    for name in frame.columns:
-        series = frame[name]
-        if series.dtype.kind == "f":
-            infinite = np.isinf(series.to_numpy())
-        elif series.dtype.kind in "OTU":
-            words = [word for word in series.unique() if isinstance(word, str) and _INFINITE.fullmatch(word)]
-            infinite = series.isin(words).to_numpy() if words else np.zeros(len(series), dtype=bool)
-        else:
-            continue
-        count, present = int(infinite.sum()), int(series.notna().sum())
-        if not count or (present > count and not _mostly_numbers(series[~infinite])):
-            continue
-        if count > limit * len(frame):
-            at = [int(i) + 1 for i in np.flatnonzero(infinite)[: checks.EXAMPLES]]
-            raise DataError(
-                f"a number must be finite, but column {name!r} has {count:,} infinite ones in {present:,} cells"
-                f" ({count / present:.1%}, limit {limit:.1%} of the rows); data rows {', '.join(map(str, at))}",
-                code="infinite",
-                where=f"{where}, column {name!r}, data row {at[0]}",
-                cure="leave such cells empty in the source, correct what divides by zero, or raise validate.max_bad_share",
-            )
-        finite[name] = series.mask(infinite)
-    return frame.assign(**finite)
-
-
-def _mostly_numbers(series: "pd.Series[Any]") -> bool:
-    import pandas as pd
-
-    present = series[series.notna()].astype(object)
-    return bool(pd.to_numeric(present, errors="coerce").notna().mean() >= 0.95)
 
 
 def _accepted(champion: Path, target: str, line: str) -> TableContract:
@@ -278,24 +220,6 @@ def _accepted(champion: Path, target: str, line: str) -> TableContract:
                 cure="name the same line and label, or open a new line with --as NAME",
             )
     return contract
-
-
-def _require_flat(nested: Sequence[str], contract: TableContract, where: str) -> None:
-    """Refuse nested cells where the contract takes a number, text, a boolean or a date.
-
-    Raises:
-        DataError: names the column.
-    """
-    objects = {column.name for column in contract.columns if column.kind == "object"}
-    used = {column.name for column in contract.columns} | {contract.target.name}
-    wrong = [name for name in nested if name in used - objects]
-    if wrong:
-        raise DataError(
-            f"a cell is a number, text, a boolean or a date, but column {wrong[0]!r} holds objects or arrays",
-            code="nested_column",
-            where=f"{where}, column {wrong[0]!r}",
-            cure=f"flatten the column into several, or leave it out with validate.drop: [{wrong[0]}]",
-        )
 
 
 def _unknown(extra: Sequence[str], rows: int) -> list[dict[str, Any]]:
@@ -335,21 +259,15 @@ def _check(
     rules: Sequence[CrossRule],
     params: Params,
 ) -> _Checked:
-    import numpy as np
-
     made = checks.typed(frame, contract, rules=rules)
     # The suite is made from the contract, so it is not asked about a family's own rules.
     witnessed = expectations.run(frame, made, contract) if params.expectations else []
-    made = replace(made, faults=(*made.faults, *_broken_rules(family, made, contract)))
-    bad = np.zeros(len(frame), dtype=bool)
-    for fault in made.faults:
-        if fault.severity == "error":
-            bad[fault.positions] = True
+    admitted = admission.admit(family, made, contract)
+    made = admitted.typed
     found = [*checks.findings(made.faults), *checks.table_findings(frame, made.frame, contract), *notes]
     return _Checked(
         contract=contract,
-        typed=made,
-        bad=bad,
+        admitted=admitted,
         quality=checks.quality(frame, made, rules),
         profile=checks.profile(frame, made, contract),
         findings=sorted(found, key=lambda finding: finding["severity"]),
@@ -358,76 +276,15 @@ def _check(
     )
 
 
-def _broken_rules(family: Trainable, made: Typed, contract: TableContract) -> list[Fault]:
-    """What the family's own rules find in the rows whose cells have the contract's types."""
-    import numpy as np
-
-    if family.row_rules is None:
-        return []
-    typed = np.ones(len(made.frame), dtype=bool)
-    for fault in made.faults:
-        if fault.severity == "error":
-            typed[fault.positions] = False
-    at = np.flatnonzero(typed)
-    rows = json_rows(made.frame[typed], contract)
-    return checks.own_faults(family.row_rules(rows), rows, at)
-
-
-def _refusal(
-    frame: "pd.DataFrame", checked: _Checked, limit: float, params: Params, where: str, *, accepted: bool
-) -> DataError | None:
+def _refusal(checked: _Checked, limit: float, params: Params, where: str, *, accepted: bool) -> DataError | None:
     """Why these rows cannot be learned from; None when they can."""
-    errors = [fault for fault in checked.typed.faults if fault.severity == "error"]
-    count, rows = int(checked.bad.sum()), len(frame)
-    if count > limit * rows:
-        worst = max(errors, key=lambda fault: len(fault.positions))
-        examples = "; ".join(
-            f"data row {int(at) + 1}: {shown(value)}"
-            for at, value in zip(worst.positions[: checks.EXAMPLES], worst.values, strict=False)
-        )
-        share = f"{count:,} of {rows:,} ({count / rows:.1%})"
-        drifted = accepted and worst.rule == "type"
-        return DataError(
-            f"at most {limit:.1%} of the rows may be bad, but {share} are; most often rule {worst.rule!r} of column"
-            f" {worst.column!r}, in {len(worst.positions):,} rows"
-            + (" (the column has another type than the line's contract says)" if drifted else "")
-            + f": {examples}",
-            code="type_drift" if drifted else "too_many_bad_rows",
-            where=f"{where}, column {worst.column!r}, data row {int(worst.positions[0]) + 1}",
-            cure="see quarantine.jsonl and report.html for every row and reason; correct the source, or raise"
-            " validate.max_bad_share",
-        )
-    good = checked.typed.frame[~checked.bad]
-    if len(good) < params.min_rows:
-        return DataError(
-            f"a model needs at least {params.min_rows} good rows, but there are {len(good)} of {rows}",
-            code="too_few_rows",
-            where=where,
-            cure="add rows, or lower validate.min_rows",
-        )
-    label = checked.contract.target.name
-    if good[label].nunique() < 2:
-        return DataError(
-            f"the label must have at least two values, but the {len(good):,} good rows all have"
-            f" {label!r} = {shown(good[label].iloc[0])}",
-            code="one_class",
-            where=f"{where}, column {label!r}",
-            cure="see quarantine.jsonl for the rows of other classes and why they are bad",
-        )
-    return _leak(good, checked.contract, params.allow_leak, where)
-
-
-def _leak(good: "pd.DataFrame", contract: TableContract, allowed: Sequence[str], where: str) -> DataError | None:
-    unknown = [column for column in allowed if all(column != known.name for known in contract.columns)]
-    if unknown:
-        raise ConfigError(
-            f"an allowed leak is a column of the contract, but {unknown[0]!r} is none",
-            code="unknown_column",
-            where="validate.allow_leak",
-            cure=f"the columns are {', '.join(column.name for column in contract.columns[:10])}",
-        )
-    found = find_leaks(good, contract.target.name, contract)
-    leaks: list[Finding] = [finding for finding in found if finding.column not in allowed]
+    contract = checked.contract
+    refused = admission.refusal(
+        checked.admitted, contract, limit=limit, min_rows=params.min_rows, where=where, accepted=accepted
+    )
+    if refused is not None:
+        return refused
+    leaks = admission.leaks(checked.admitted.good, contract, params.allow_leak)
     if not leaks:
         return None
     columns = [finding.column for finding in leaks]
@@ -464,9 +321,9 @@ def _files(
     checked: _Checked, described: Mapping[str, Any], line: str, limit: float, refusal: DataError | None
 ) -> dict[str, bytes]:
     quality = checked.quality.to_dict()
-    bad = int(checked.bad.sum())
+    bad = int(checked.admitted.bad.sum())
     summary = {
-        "rows": len(checked.bad),
+        "rows": len(checked.admitted.bad),
         "quarantined": bad,
         "limit": limit,
         "verdict": "refused" if refusal else "accepted",
@@ -489,7 +346,7 @@ def _files(
     lines = "".join(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n" for entry in checked.quarantine)
     return {
         "quarantine.jsonl": lines.encode(),
-        "profile.json": _json({**quality, "rows": len(checked.bad), "columns": checked.profile}),
+        "profile.json": _json({**quality, "rows": len(checked.admitted.bad), "columns": checked.profile}),
         "findings.json": _json({**summary, "findings": checked.findings}),
         "expectations.json": _json({"ran": bool(checked.expectations), "results": checked.expectations}),
         "report.html": html.encode(),

@@ -59,6 +59,16 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+@dataclass(frozen=True)
+class Spot:
+    """One point of a cloud with a text of its own; `kind` colours it."""
+
+    x: float
+    y: float
+    tip: str
+    kind: str = "model"
+
+
 class _Frame:
     """Axes of a chart and the way from numbers to places on it."""
 
@@ -174,6 +184,28 @@ def scatter(
         frame.line([(span_x[0], span_x[0]), (span_x[1], span_x[1])], "baseline", "perfect")
     if zero:
         frame.line([(frame.x0, 0.0), (frame.x1, 0.0)], "baseline", "no error")
+    return frame.svg(title)
+
+
+def spots(points: Sequence[Spot], lines: Sequence[Series], *, title: str, x_label: str, y_label: str) -> str:
+    """Points over lines, each line with its name at its first point."""
+    places = [(p.x, p.y) for p in points] + [place for one in lines for place in one.points] or [(0.0, 0.0)]
+    xs, ys = [x for x, _ in places], [y for _, y in places]
+    frame = _Frame(_padded(min(xs), max(xs)), _padded(min(ys), max(ys)))
+    frame.axes(x_label, y_label)
+    for one in lines:
+        frame.line(one.points, one.kind, one.name)
+        if one.name:
+            at_x, at_y = one.points[0]
+            frame.parts.append(
+                f'<text class="tick halo" x="{frame.x(at_x) - 4:.1f}" y="{frame.y(at_y) + 3.5:.1f}" text-anchor="end">'
+                f"{escape(one.name)}</text>"
+            )
+    for p in points:
+        frame.parts.append(
+            f'<circle class="dot {p.kind}" cx="{frame.x(p.x):.1f}" cy="{frame.y(p.y):.1f}" r="3.2">'
+            f"<title>{escape(p.tip)}</title></circle>"
+        )
     return frame.svg(title)
 
 

@@ -90,9 +90,11 @@ class Candidate:
     """What AutoML may try: a kind of estimator it knows, and the space of its parameters.
 
     Attributes:
-        kind: `xgboost`, `hist_gradient_boosting`, `linear` or `constant`.
-        space: parameter -> ("int" | "float" | "log", low, high) or ("choice", values); everything else is fixed by `defaults`.
-        defaults: the first trial's parameters; every key of `space` has one.
+        kind: a name of `esteira.automl.kinds.KINDS`, such as `lightgbm` or `linear`.
+        space: parameter -> ("int" | "log_int" | "float" | "log", low, high) or ("choice", values); everything else is fixed
+            by `defaults`.
+        defaults: the first trial's parameters; every key of `space` has one. Empty means that the engine starts from what
+            it knows to do well, and searches the space that the kind offers.
     """
 
     kind: str

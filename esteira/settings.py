@@ -99,6 +99,11 @@ class Settings(BaseModel):
         default="",
         says="root of model artefacts, a folder or s3://bucket/prefix; default: in ESTEIRA_HOME",
     )
+    study_url: str = _var(
+        "ESTEIRA_STUDY_URL",
+        default="",
+        says="where workers of one search meet, postgresql://... or the path of a journal",
+    )
     data_path: Path = _var("ML_DATA_PATH", default=Path("data"), says="folder of data sets")
     dvc_remote: str | None = _var(
         "ESTEIRA_DVC_REMOTE",

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from esteira.errors import ConfigError
 from esteira.family import Line
 from pipelines.plan import Plan, Project, decide
-from pipelines.resources import Resources, read_resources
+from pipelines.resources import STUDY_URL, Resources, read_resources
+from pipelines.shape import SEARCH
 
 # What a run on a cluster is compared with unless somebody says otherwise.
 CHAMPION = "@champion"
@@ -64,6 +66,9 @@ def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefi
         folder: gets `<registered name>.yaml` and `<registered name>.k8s.yaml`, each whole or not at all; created.
         resources: what the steps ask of the cluster; None reads the family's resources.yaml.
         prefix: registry and folder of the images.
+
+    Raises:
+        ConfigError: workers of the search are wanted that would not know where to meet.
     """
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
@@ -71,7 +76,18 @@ def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefi
     from pipelines.dag import build
 
     line = Line.parse(plan.line)
-    pipeline = build(resources or read_resources(line.family), prefix)
+    # How many pods there are is fixed when the pipeline is compiled; another number is another version of it.
+    workers = int(plan.sections.get("train", {}).get("workers", 1))
+    resources = resources or read_resources(line.family)
+    if workers > 1 and not any(
+        SEARCH.name in one.steps and STUDY_URL in one.keys.values() for one in resources.secrets
+    ):
+        raise ConfigError(
+            f"workers of a search know where they meet, but no secret gives {STUDY_URL} to the step {SEARCH.name}",
+            code="no_study_url", where=f"families/{line.family}/resources.yaml, secrets",
+            cure="add the secret esteira-study as families/tabular/resources.yaml has it, or set train.workers to 1",
+        )  # fmt: skip
+    pipeline = build(resources, prefix, workers)
     name = pipeline_name(line)
     known = {"source": plan.source, "target": plan.target}
     told: dict[str, Any] = {

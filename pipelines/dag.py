@@ -6,10 +6,11 @@
 from typing import Any
 
 from kfp import dsl
+from kfp.dsl import Dataset, Input
 
 from pipelines import ops
 from pipelines.resources import ACTOR, GPU, POOL_LABEL, Resources, image_name
-from pipelines.shape import STEPS
+from pipelines.shape import SEARCH, STEPS
 
 # Where a step writes besides its outputs, for which KFP mounts folders of its own: name of the volume -> folder in the image.
 WRITABLE = {"tmp": "/tmp", "state": "/var/lib/esteira"}
@@ -18,13 +19,17 @@ _START = 900
 _PAUSE = 30
 
 
-def build(resources: Resources | None = None, prefix: str = "localhost") -> Any:
+def build(resources: Resources | None = None, prefix: str = "localhost", workers: int = 1) -> Any:
     """The pipeline as a kfp pipeline function.
 
     Args:
         resources: what its steps ask of a cluster; None for a run here, where nobody would be asked.
         prefix: registry and folder of the images.
+        workers: that make trials of the search side by side before train ends it; with 1, train makes them all.
     """
+
+    # Made before, because kfp lets no pipeline be made within another.
+    workers_of = _side_by_side(workers, resources, prefix) if workers > 1 else None
 
     @dsl.pipeline(name="esteira-release", display_name="Esteira release")
     def release(
@@ -63,17 +68,26 @@ def build(resources: Resources | None = None, prefix: str = "localhost") -> Any:
         if resources is not None:
             # A task's own argument, because KFP does not look for placeholders in a pipeline's parameters.
             arguments["run_id"] = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        _chain(arguments, resources, prefix)
+        _chain(arguments, resources, prefix, workers_of)
 
     if resources is not None:
         del release.pipeline_spec.root.input_definitions.parameters["run_id"]
     return release
 
 
-def _chain(arguments: dict[str, Any], resources: Resources | None, prefix: str) -> None:
+def _chain(arguments: dict[str, Any], resources: Resources | None, prefix: str, workers: Any) -> None:
     """One step after the other; a step receives its own section of params.yaml and the folders of the steps it needs."""
     tasks: dict[str, Any] = {}
     for step in STEPS:
+        searched = None
+        if step.name == "train" and workers is not None:
+            searched = workers(
+                params=arguments["train"],
+                **{name: arguments[name] for name in SEARCH.takes},
+                **{name: tasks[needed].outputs["out"] for name, needed in SEARCH.needs.items()},
+            )
+            searched.set_display_name("Search side by side")
+            searched.set_caching_options(False)
         task = getattr(ops, step.name)(
             params=arguments[step.name],
             **{name: arguments[name] for name in step.takes},
@@ -84,14 +98,35 @@ def _chain(arguments: dict[str, Any], resources: Resources | None, prefix: str) 
         task.set_caching_options(False)
         if resources is not None:
             _ask(task, step.name, resources, prefix)
+        if searched is not None:
+            task.after(searched)
+            if resources is not None:
+                _give_secrets(task, SEARCH.name, resources)
         tasks[step.name] = task
+
+
+def _side_by_side(workers: int, resources: Resources | None, prefix: str) -> Any:
+    """So many workers as a pipeline of its own, because kfp lets no task wait for a loop but within one."""
+
+    @dsl.pipeline(name="search", display_name="Search side by side")
+    def search(line: str, seed: int, params: dict, featurized: Input[Dataset], validated: Input[Dataset]) -> None:
+        with dsl.ParallelFor(items=list(range(workers)), parallelism=workers, name="workers") as worker:
+            task = ops.search(
+                line=line, seed=seed, worker=worker, params=params, featurized=featurized, validated=validated
+            )
+            task.set_display_name(SEARCH.title)
+            task.set_caching_options(False)
+            if resources is not None:
+                _ask(task, SEARCH.name, resources, prefix)
+
+    return search
 
 
 def _ask(task: Any, step: str, resources: Resources, prefix: str) -> None:
     """Write what a step asks of a cluster into its task and into the platform spec."""
     from kfp import kubernetes
 
-    asked = resources.steps[step]
+    asked = resources.asked(step)
     memory = f"{round(asked.memory * 1024)}Mi"
     task.set_container_image(image_name(resources.target(step), prefix))
     task.set_cpu_request(f"{asked.cpu:g}").set_cpu_limit(f"{asked.cpu:g}")
@@ -110,9 +145,7 @@ def _ask(task: Any, step: str, resources: Resources, prefix: str) -> None:
         # #13452), so it must hold them all.
         window = sum(asked.timeout + _START + _PAUSE * 2**again for again in range(asked.retries + 1))
         task.set_retry(asked.retries, f"{_PAUSE}s", backoff_factor=2, backoff_max_duration=f"{window}s")
-    for secret in resources.secrets:
-        if step in secret.steps:
-            kubernetes.use_secret_as_env(task, secret.name, dict(secret.keys), optional=secret.optional)
+    _give_secrets(task, step, resources)
     for volume in resources.volumes:
         if step in volume.steps:
             kubernetes.mount_pvc(task, volume.claim, volume.path)
@@ -123,6 +156,14 @@ def _ask(task: Any, step: str, resources: Resources, prefix: str) -> None:
         kubernetes.empty_dir_mount(task, volume_name=name, mount_path=path)
     # The ledger's actor is whom the cluster knows: the service account that the pod runs as.
     kubernetes.use_field_path_as_env(task, env_name=ACTOR, field_path="spec.serviceAccountName")
+
+
+def _give_secrets(task: Any, step: str, resources: Resources) -> None:
+    from kfp import kubernetes
+
+    for secret in resources.secrets:
+        if step in secret.steps:
+            kubernetes.use_secret_as_env(task, secret.name, dict(secret.keys), optional=secret.optional)
 
 
 release = build()

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from esteira.settings import redact
-from pipelines.resources import GPU, image_name
-from pipelines.shape import NAMES, STEPS
+from pipelines.resources import GPU, STUDY_URL, image_name
+from pipelines.shape import NAMES, SEARCH, STEPS
 
 # As safe as SafeLoader and ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -72,6 +72,7 @@ def check_text(text: str, *, prefix: str = "localhost") -> list[Finding]:
     asked = platform["platforms"].get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
     return [
         *_steps(spec),
+        *_workers(spec, asked),
         *_executors(spec, asked, prefix),
         *_tasks(spec, asked),
         *_parameters(spec),
@@ -107,14 +108,40 @@ def _schema(spec: Mapping[str, Any], platform: Mapping[str, Any]) -> Iterator[Fi
 
 def _steps(spec: Mapping[str, Any]) -> Iterator[Finding]:
     tasks = spec["root"].get("dag", {}).get("tasks", {})
-    for name in [name for name in NAMES if name not in tasks] + [name for name in tasks if name not in NAMES]:
+    together = {SEARCH.name} & set(tasks)
+    for name in [name for name in NAMES if name not in tasks] + [
+        name for name in tasks if name not in {*NAMES, *together}
+    ]:
         yield Finding("steps", f"tasks.{name}", "the tasks are the DAG's steps, no fewer and no more")
-    for step in STEPS:
+    for step in (*STEPS, SEARCH):
         waits = set(tasks.get(step.name, {}).get("dependentTasks", []))
-        if step.name in tasks and waits != set(step.needs.values()):
+        needs = set(step.needs.values()) | (together if step.name == "train" else set())
+        if step.name in tasks and waits != needs:
+            yield Finding("steps", f"tasks.{step.name}", f"waits for {sorted(waits)}, needs {sorted(needs)}")
+
+
+def _workers(spec: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[Finding]:
+    """Workers of the search, where there are some, run all at once and know where they meet."""
+    if SEARCH.name not in spec["root"].get("dag", {}).get("tasks", {}):
+        return
+    loops = [task for name, task in _all_tasks(spec) if "parameterIterator" in task]
+    items = [str(loop["parameterIterator"].get("items", {}).get("raw", "")) for loop in loops]
+    if len(loops) != 1 or not re.fullmatch(r"\[\d+(, \d+)+\]", items[0]):
+        yield Finding("workers", "tasks.search", f"it is one loop over two or more numbers, but it loops over {items}")
+    elif int(loops[0].get("iteratorPolicy", {}).get("parallelismLimit", 0)) < items[0].count(",") + 1:
+        yield Finding("workers", "tasks.search", "fewer of its workers run at once than there are")
+    for label in ("exec-search", "exec-train"):
+        keys = [key for secret in asked.get(label, {}).get("secretAsEnv", []) for key in secret.get("keyToEnv", [])]
+        if not any(key.get("envVar") == STUDY_URL for key in keys):
             yield Finding(
-                "steps", f"tasks.{step.name}", f"waits for {sorted(waits)}, needs {sorted(set(step.needs.values()))}"
+                "workers", label, f"no secret gives it {STUDY_URL}, so it does not know where the workers meet"
             )
+
+
+def _all_tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tasks of the pipeline and of the pipelines within it."""
+    for dag in (spec["root"], *spec.get("components", {}).values()):
+        yield from dag.get("dag", {}).get("tasks", {}).items()
 
 
 def _executors(spec: Mapping[str, Any], asked: Mapping[str, Any], prefix: str) -> Iterator[Finding]:
@@ -154,7 +181,7 @@ def _secrets(label: str, config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _tasks(spec: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[Finding]:
-    for name, task in spec["root"].get("dag", {}).get("tasks", {}).items():
+    for name, task in _all_tasks(spec):
         if task.get("cachingOptions", {}).get("enableCache", False):
             yield Finding(
                 "cache", f"tasks.{name}", "kfp's cache keys on names, so new data under an old name is a false hit"

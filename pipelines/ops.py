@@ -86,6 +86,24 @@ def train(
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
+def search(
+    line: str, seed: int, worker: int, params: dict, featurized: Input[Dataset], validated: Input[Dataset],
+    out: Output[Artifact],
+):  # fmt: skip
+    """Make trials of the search until none is left, beside other workers; a trial of one that is lost is another's."""
+    from pathlib import Path
+
+    from components import search as step
+    from pipelines.artefacts import describe
+
+    report = step.run(
+        features=Path(featurized.path), contract=Path(validated.path) / "contract.yaml", line=line, seed=seed,
+        worker=worker, params=step.Params.model_validate(params),
+    )  # fmt: skip
+    describe(out, report)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
     line: str, champion: str, seed: int, params: dict, featurized: Input[Dataset], trained: Input[Model],
     validated: Input[Dataset], ingested: Input[Dataset], out: Output[Artifact], metrics: Output[Metrics],

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esteira import __version__, strict_yaml
 from esteira.errors import ConfigError
-from pipelines.shape import NAMES
+from pipelines.shape import NAMES, SEARCH
 
 # Targets of the Dockerfile that a step can run in.
 Target = Literal["pipeline", "pipeline-torch"]
@@ -17,6 +17,8 @@ POOL_LABEL = "esteira.dev/pool"
 GPU = "nvidia.com/gpu"
 # Whom the ledger names.
 ACTOR = "ESTEIRA_ACTOR"
+# Where workers of one search meet.
+STUDY_URL = "ESTEIRA_STUDY_URL"
 
 _K8sName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 _Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -81,9 +83,10 @@ class ServingResources(_Asked):
 
 
 def _known_steps(names: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [name for name in names if name not in NAMES]
+    known = (*NAMES, SEARCH.name)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"a step is one of {', '.join(NAMES)}, not {unknown[0]!r}")
+        raise ValueError(f"a step is one of {', '.join(known)}, not {unknown[0]!r}")
     return names
 
 
@@ -92,7 +95,7 @@ class Secret(_Frozen):
 
     Attributes:
         keys: key of the Secret -> variable of the step.
-        steps: which steps get it.
+        steps: which steps get it; what `search` gets, train gets too where workers search side by side.
         optional: a pod starts without it; otherwise it waits until the Secret is there.
     """
 
@@ -163,7 +166,7 @@ class Resources(_Frozen):
     @model_validator(mode="after")
     def _each_once(self) -> "Resources":
         """Kubernetes takes the last of two variables and refuses the pod of two mounts, both long after compiling."""
-        for step in NAMES:
+        for step in (*NAMES, SEARCH.name):
             variables = [name for secret in self.secrets if step in secret.steps for name in secret.keys.values()]
             paths = [volume.path for volume in self.volumes if step in volume.steps]
             for what, names in (("variable", variables), ("path", paths)):
@@ -173,9 +176,13 @@ class Resources(_Frozen):
                 raise ValueError(f"{ACTOR} is the pod's service account, so no secret gives it to step {step}")
         return self
 
+    def asked(self, step: str) -> StepResources:
+        """What a step asks for; a worker of the search what train asks for, where nothing else is said of it."""
+        return self.steps[step] if step in self.steps else self.steps["train"]
+
     def target(self, step: str) -> Target:
         """The Dockerfile target that a step runs in."""
-        return self.steps[step].image or self.image
+        return self.asked(step).image or self.image
 
 
 def image_name(target: str, prefix: str = "localhost") -> str:

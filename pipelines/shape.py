@@ -82,3 +82,13 @@ STEPS: tuple[Step, ...] = (
 )
 
 NAMES: tuple[str, ...] = tuple(step.name for step in STEPS)
+
+SEARCH = Step(
+    "search",
+    "Make trials of the search, one of several workers",
+    needs={"featurized": "featurize", "validated": "validate"},
+    takes=("line", "seed"),
+    family=("*.py",),
+)
+"""What runs side by side before train on a cluster, once train.workers is above 1: no step of its own. It receives train's
+section, asks for what train asks for, and leaves nothing but what it told the study that train ends."""

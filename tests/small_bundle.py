@@ -31,8 +31,8 @@ def make_bundle(folder: Path, *, line: str = "tabular@shop-buys", weight: float 
     Returns:
         The bundle_id.
     """
-    from esteira.onnx.linear import Linear, graph
     from families.tabular import manifest_of
+    from tests.small_graph import Linear, graph
 
     contract = TableContract(
         line=line,

@@ -1,34 +1,29 @@
-"""The search is seeded, bounded by trials, honest about what it held back, and clear about what it cannot do."""
+"""The search is seeded, bounded by trials or by seconds, honest about what it held back, and clear about what it cannot do."""
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from esteira.automl import Folds, Result, plan_folds, search
-from esteira.automl.estimators import make
+from esteira.automl.engine import Result, search, work
+from esteira.automl.final import difference
+from esteira.automl.kinds import kind
+from esteira.automl.splits import Fold, Folds, plan_folds
 from esteira.errors import ConfigError, DataError
 from esteira.family import Candidate, Searched
 from esteira.features.metrics import PRIMARY
-from esteira.onnx.graph import sigmoid, softmax
 
-CANDIDATES = [
-    Candidate(
-        "xgboost",
-        space={"n_estimators": ("int", 5, 30), "learning_rate": ("log", 0.05, 0.5), "subsample": ("float", 0.5, 1.0)},
-        defaults={"n_estimators": 15, "learning_rate": 0.2, "subsample": 0.9, "max_depth": 3},
-    ),
-    Candidate(
-        "hist_gradient_boosting",
-        space={"max_iter": ("int", 5, 30), "max_leaf_nodes": ("choice", [4, 8, 16])},
-        defaults={"max_iter": 15, "max_leaf_nodes": 8, "min_samples_leaf": 5},
-    ),
-    Candidate("linear", space={"C": ("log", 1e-3, 100.0)}, defaults={"C": 1.0}),
-    Candidate("constant"),
-]
+BOOSTED = Candidate(
+    "lightgbm",
+    space={"num_leaves": ("int", 3, 15), "learning_rate": ("log", 0.05, 0.5), "min_data_in_leaf": ("int", 2, 20)},
+    defaults={"n_estimators": 20, "learning_rate": 0.2, "num_leaves": 7, "min_data_in_leaf": 5},
+)
+FOREST = Candidate("extra_trees", defaults={"n_estimators": 20, "min_samples_leaf": 3})
+LINEAR = Candidate("linear")
+CANDIDATES = [BOOSTED, FOREST, LINEAR, Candidate("constant")]
 
 
 def rows(task: str, n: int = 300, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[Any]]:
@@ -45,6 +40,7 @@ def find(task: str = "binary", n: int = 300, **changed: Any) -> Result:
     x, y = rows(task, n)
     wanted: dict[str, Any] = {
         "task": task, "categorical": [3], "candidates": CANDIDATES, "metric": PRIMARY[task], "trials": 7, "seed": 5,
+        "folds": plan_folds(y, task=task, seed=5, count=3, repeats=1),
     }  # fmt: skip
     return search(x, y, **{**wanted, **changed})
 
@@ -53,13 +49,22 @@ def without_time(found: Result) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "fit_seconds"} for row in found.leaderboard]
 
 
+def tried(found: Result) -> list[dict[str, Any]]:
+    """Trials in the order of their numbers."""
+    board = [row for row in found.leaderboard if row["kind"] != "blend" and row["number"] is not None]
+    return sorted(board, key=lambda row: row["number"])
+
+
 @pytest.mark.parametrize("task", PRIMARY)
+@pytest.mark.requirement("K-89")
 def test_the_same_rows_seed_and_trials_give_the_same_search_to_the_last_bit(task: Any) -> None:
-    first, second = find(task), find(task)
+    """Done when: budget is respected within one trial's length; same seed gives the same best trial with serial execution."""
+    first, second = find(task, trials=12), find(task, trials=12)
 
     assert without_time(first) == without_time(second)
     assert first.out_of_fold.tobytes() == second.out_of_fold.tobytes()
     assert first.graph() == second.graph()
+    assert 12 == len(tried(first))
 
 
 @pytest.mark.parametrize("task", PRIMARY)
@@ -70,7 +75,7 @@ def test_the_search_is_the_same_however_many_cores_there_are(task: Any, monkeypa
         found.append(find(task))
 
     assert without_time(found[0]) == without_time(found[1])
-    assert found[0].out_of_fold.tobytes() == found[1].out_of_fold.tobytes()
+    assert found[0].graph() == found[1].graph()
 
 
 def test_another_seed_gives_another_search() -> None:
@@ -78,52 +83,34 @@ def test_another_seed_gives_another_search() -> None:
 
 
 @pytest.mark.parametrize("task", PRIMARY)
-def test_the_winner_leads_the_leaderboard_and_beats_the_constant(task: Any) -> None:
+def test_what_answers_leads_the_leaderboard_and_beats_the_constant(task: Any) -> None:
     found = find(task)
 
     assert isinstance(found, Searched)
-    scores = [row["score"] for row in found.leaderboard]
-    assert sorted(scores, reverse=True) == scores
-    # What is blended of the trials is told beside them and is none itself.
-    assert list(range(1, 8)) == sorted(row["number"] for row in found.leaderboard if row["kind"] != "blend")
+    assert list(range(1, 8)) == [row["number"] for row in tried(found)]
     assert {"kind", "params", "score"} <= set(found.best)
-    assert found.leaderboard[0]["params"] == found.best["params"]
     constant = next(row for row in found.leaderboard if row["kind"] == "constant")
     assert found.best["score"] > constant["score"] + 0.2
+    assert 1.0 == pytest.approx(sum(row["weight"] for row in tried(found)))
 
 
-def test_every_kind_is_first_tried_with_its_defaults_then_two_of_three_trials_go_to_the_leader() -> None:
-    seen: list[tuple[int, int, str, dict[str, Any]]] = []
-    find(trials=10, progress=lambda done, of, row: seen.append((done, of, row["kind"], row["params"])))
+def test_a_familys_defaults_come_first_and_proposals_stay_in_its_space() -> None:
+    found = find(trials=14, candidates=[BOOSTED])
 
-    assert [(number, 10) for number in range(1, 11)] == [(done, of) for done, of, _, _ in seen]
-    assert [(c.kind, dict(c.defaults)) for c in CANDIDATES] == [(kind, params) for _, _, kind, params in seen[:4]]
-    later = [kind for _, _, kind, _ in seen[4:]]
-    assert "constant" not in later
-    assert 2 == len(set(later))
-
-
-def test_proposals_stay_in_their_space_and_keep_the_fixed_parameters() -> None:
-    found = find(trials=14, candidates=CANDIDATES[:1])
-
-    for row in found.leaderboard:
-        assert 5 <= row["params"]["n_estimators"] <= 30
+    assert dict(BOOSTED.defaults) == tried(found)[0]["params"]
+    for row in tried(found):
+        assert 3 <= row["params"]["num_leaves"] <= 15
         assert 0.05 <= row["params"]["learning_rate"] <= 0.5
-        assert 0.5 <= row["params"]["subsample"] <= 1.0
-        assert 3 == row["params"]["max_depth"]
-    assert 14 == len({str(row["params"]) for row in found.leaderboard})
+        assert 20 == row["params"]["n_estimators"]
+    assert 14 == len({str(row["params"]) for row in tried(found)})
 
 
-def test_defaults_outside_a_narrowed_space_are_still_the_first_trial() -> None:
-    narrow = Candidate("linear", space={"C": ("log", 10.0, 100.0)}, defaults={"C": 1.0})
-    found = find(candidates=[narrow], trials=4)
+def test_a_kind_that_is_only_named_starts_from_the_portfolio() -> None:
+    found = find(trials=4, candidates=[Candidate("lightgbm"), Candidate("constant")])
 
-    assert {"C": 1.0} in [row["params"] for row in found.leaderboard]
-    assert sum(10 <= row["params"]["C"] <= 100 for row in found.leaderboard) == 3
-
-
-def test_fewer_trials_than_candidates_is_a_search_too() -> None:
-    assert ["xgboost"] == [row["kind"] for row in find(trials=1).leaderboard]
+    assert "constant" == tried(found)[0]["kind"]
+    assert {"portfolio"} == {row["origin"] for row in tried(found)[:3]}
+    assert 4 == len({(row["kind"], str(row["params"])) for row in tried(found)})
 
 
 @pytest.mark.parametrize("task", PRIMARY)
@@ -132,7 +119,7 @@ def test_no_row_is_predicted_by_a_model_that_saw_it(task: Any) -> None:
     x, _ = rows(task, 400)
     rng = np.random.default_rng(1)
     y = rng.normal(size=400) if task == "regression" else rng.integers(0, 2 if task == "binary" else 3, 400)
-    deep = Candidate("xgboost", defaults={"n_estimators": 60, "max_depth": 8, "learning_rate": 0.3})
+    deep = Candidate("extra_trees", defaults={"n_estimators": 60, "min_samples_leaf": 1})
     found = search(x, y, task=task, categorical=[3], candidates=[deep], metric=PRIMARY[task], trials=1, seed=1)
 
     def right(predicted: NDArray[np.float64]) -> float:
@@ -141,17 +128,8 @@ def test_no_row_is_predicted_by_a_model_that_saw_it(task: Any) -> None:
         return float((predicted.argmax(axis=1) == y).mean())
 
     assert np.isfinite(found.out_of_fold).all()
-    assert right(found.predict(x)) > 0.9
+    assert right(found.predict(x)) > 0.75
     assert right(found.out_of_fold) < 0.6
-
-
-def test_above_3000_rows_trials_are_scored_on_one_fold_and_the_winner_is_completed() -> None:
-    found = find(n=3200, trials=3, candidates=CANDIDATES[2:])
-
-    assert all(row["deviation"] is None for row in found.leaderboard)
-    assert (3200, 2) == found.out_of_fold.shape
-    assert np.isfinite(found.out_of_fold).all()
-    assert all(row["deviation"] is not None for row in find(candidates=CANDIDATES[2:]).leaderboard)
 
 
 @pytest.mark.parametrize(
@@ -161,19 +139,10 @@ def test_above_3000_rows_trials_are_scored_on_one_fold_and_the_winner_is_complet
 def test_a_metric_is_reported_in_its_own_direction(task: str, metric: str, sign: int) -> None:
     found = find(task, metric=metric, trials=4)
 
-    scores = [row["score"] for row in found.leaderboard]
+    scores = [row["score"] for row in tried(found) if row["state"] == "complete"]
     assert all(score > 0 for score in scores)
-    assert sorted(scores, key=lambda score: sign * score) == scores
-    assert "constant" != found.best["kind"]
-
-
-def test_of_equal_scores_the_cheaper_model_wins() -> None:
-    x = np.tile(np.array([[0.0], [1.0]], np.float32), (50, 1))
-    y = x[:, 0].astype(np.int64)
-    found = search(x, y, task="binary", categorical=[], candidates=CANDIDATES, metric="roc_auc", trials=4, seed=1)
-
-    assert "linear" == found.best["kind"]
-    assert {1.0} == {row["score"] for row in found.leaderboard if row["kind"] != "constant"}
+    best = min(scores, key=lambda score: sign * score)
+    assert sign * found.best["score"] <= sign * best + 0.02
 
 
 def test_a_class_that_only_the_contract_knows_has_its_column() -> None:
@@ -183,17 +152,196 @@ def test_a_class_that_only_the_contract_knows_has_its_column() -> None:
     assert (300, 4) == found.predict(rows("multiclass")[0]).shape
 
 
+@pytest.mark.parametrize("task", PRIMARY)
+def test_the_graph_answers_as_the_model_does(task: Any) -> None:
+    found = find(task, trials=9)
+    x, _ = rows(task, 500, seed=9)
+
+    assert difference(found.graph(), found.predict, x) <= 1e-9
+
+
+def test_what_one_answer_may_cost_bounds_the_blend() -> None:
+    trees = [BOOSTED, FOREST, Candidate("constant")]
+    wide = find(max_row_us=1000.0, trials=10, candidates=trees)
+    narrow = find(max_row_us=11.0, trials=10, candidates=trees)
+
+    assert narrow.record["row_us"] <= 11.0 < wide.record["row_us"]
+    assert len(narrow.graph()) < len(wide.graph())
+
+
+def test_a_graph_stays_below_its_size() -> None:
+    trees = [BOOSTED, FOREST, Candidate("constant")]
+    wide, narrow = (len(find(max_bytes=most, trials=6, candidates=trees).graph()) for most in (50_000_000, 20_000))
+    assert narrow < 24_000 < wide
+
+
+def test_bags_answer_with_the_models_of_the_folds_where_that_is_allowed() -> None:
+    forms = {row["form"] for row in find(max_row_us=1000.0, candidates=[BOOSTED], trials=2).leaderboard}
+    assert "bag of 3" in forms
+    assert "refit" in {row["form"] for row in find(max_row_us=8.0, candidates=[BOOSTED], trials=2).leaderboard}
+
+
+def test_in_time_order_members_are_fitted_again_on_all_rows() -> None:
+    folds = Folds((Fold(np.arange(200), np.arange(200, 300)), Fold(np.arange(100), np.arange(100, 200))), "time", 1)
+    found = find(folds=folds, trials=3)
+
+    assert not {row["form"] for row in tried(found)} - {"refit", ""}
+    assert np.isnan(found.out_of_fold[:100]).all()
+    assert np.isfinite(found.out_of_fold[100:]).all()
+
+
+def test_given_folds_are_kept_to() -> None:
+    _, y = rows("regression")
+    halves = (np.arange(150), np.arange(150, 300))
+    folds = Folds((Fold(*halves), Fold(*halves[::-1])), "random", 1)
+    found = find("regression", candidates=[Candidate("constant")], trials=1, folds=folds)
+
+    np.testing.assert_allclose(np.repeat([y[150:].mean(), y[:150].mean()], 150), found.out_of_fold)
+
+
+def test_a_budget_in_seconds_ends_the_search_and_still_answers() -> None:
+    ticking = itertools.count(0.0, 0.5)
+    found = find(trials=10_000, seconds=30.0, clock=lambda: next(ticking))
+
+    assert 1 <= len(tried(found)) < 60
+    assert found.best["score"] > 0.6
+
+
+def test_a_budget_that_is_used_up_at_once_gives_at_least_the_trivial_model() -> None:
+    ticking = itertools.count(0.0, 5.0)
+    found = find(trials=100, seconds=6.0, clock=lambda: next(ticking))
+
+    assert tried(found)
+    assert found.graph()
+
+
+def test_stop_keeps_the_best_so_far() -> None:
+    seen: list[int] = []
+    found = find(trials=500, progress=lambda done, _of, _row: seen.append(done), stop=lambda: len(seen) >= 6)
+
+    assert 6 <= len(tried(found)) < 20
+    assert found.best["score"] > 0.6
+
+
+def test_a_killed_search_goes_on_from_its_journal_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, of: int, row: Any) -> None:
+        if done == 7:
+            raise Killed
+
+    named = {"candidates": [Candidate("lightgbm"), Candidate("linear"), Candidate("constant")], "trials": 14}
+    with pytest.raises(Killed):
+        find(**named, storage=str(tmp_path / "killed.journal"), progress=kill)
+    seen: list[int] = []
+    resumed = find(
+        **named,
+        storage=str(tmp_path / "killed.journal"),
+        progress=lambda done, _of, _row: seen.append(done),
+    )
+    whole = find(**named, storage=str(tmp_path / "whole.journal"))
+
+    assert len(seen) <= 8
+    assert without_time(whole) == without_time(resumed)
+    assert whole.graph() == resumed.graph()
+    assert whole.record == resumed.record
+    assert without_time(whole) == without_time(find(**named))
+
+
+def test_many_workers_share_one_study(tmp_path: Path) -> None:
+    x, y = rows("binary")
+    named: dict[str, Any] = {
+        "task": "binary", "categorical": [3], "candidates": CANDIDATES, "metric": "roc_auc", "trials": 20, "seed": 5,
+        "folds": plan_folds(y, task="binary", seed=5, count=3, repeats=1), "storage": str(tmp_path / "study.journal"),
+    }  # fmt: skip
+    first: list[int] = []
+    work(x, y, **named, progress=lambda _done, _of, row: first.append(row["number"]), stop=lambda: len(first) >= 4)
+    second: list[int] = []
+    work(x, y, **named, progress=lambda _done, _of, row: second.append(row["number"]))
+    found = search(x, y, **named)
+
+    assert first
+    assert second
+    assert list(range(1, 21)) == sorted(first + second) == [row["number"] for row in tried(found)]
+    assert found.best["score"] > 0.8
+
+
+def test_progress_tells_the_best_so_far() -> None:
+    told: list[dict[str, Any]] = []
+    find(trials=6, progress=lambda done, _of, row: told.append({"done": done, "of": _of, **row}))
+
+    assert [(number, 6) for number in range(1, 7)] == [(row["done"], row["of"]) for row in told]
+    assert {"kind", "score", "best", "seconds", "left"} <= set(told[0])
+
+
+def test_a_trial_that_fails_is_recorded_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(self: Any, *arguments: Any, **named: Any) -> None:
+        raise ValueError("no convergence")
+
+    monkeypatch.setattr(kind("extra_trees"), "fit", fit)
+    found = find(trials=6)
+
+    failed = next(row for row in tried(found) if row["kind"] == "extra_trees")
+    assert ("failed", "ValueError: no convergence") == (failed["state"], failed["why"])
+    assert found.best["score"] > 0.8
+
+
+def test_a_member_that_is_not_drawn_exactly_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = kind("lightgbm").draw
+
+    def wrong(self: Any, graph: Any, x: str) -> str:
+        return graph.add("Mul", draw(self, graph, x), graph.scalar(0.999999, np.float64))
+
+    monkeypatch.setattr(kind("lightgbm"), "draw", wrong)
+    found = find(trials=4, candidates=[BOOSTED, Candidate("constant")])
+
+    assert "constant" == found.best["kind"]
+    for row in tried(found)[1:]:
+        assert (0.0, "failed") == (row["weight"], row["state"])
+        assert "differs from the model" in row["why"]
+    assert difference(found.graph(), found.predict, rows("binary")[0]) <= 1e-9
+
+
+def test_a_kind_that_does_not_suit_the_table_is_told_of() -> None:
+    found = find(n=4000, candidates=[LINEAR, Candidate("nearest_neighbours")], trials=3)
+
+    refused = [row for row in found.leaderboard if row["state"] == "refused"]
+    assert ["nearest_neighbours"] == [row["kind"] for row in refused]
+    assert refused[0]["why"]
+
+
+@pytest.mark.requirement("K-45")
+def test_a_ratio_that_alone_tells_the_label_is_made_and_ranked_first() -> None:
+    """Done when: on a dataset where only a ratio predicts the target, that ratio is created and ranked first."""
+    rng = np.random.default_rng(3)
+    x = rng.lognormal(size=(600, 5)).astype(np.float32)
+    y = (x[:, 1] / x[:, 3] > 1.1).astype(np.int64)
+    found = search(
+        x, y, task="binary", categorical=[], candidates=[Candidate("lightgbm"), Candidate("constant")],
+        metric="log_loss", trials=12, seed=1, names=["a", "income", "b", "debt", "c"],
+    )  # fmt: skip
+
+    made = found.record["catalogue"]
+    assert {"income", "debt"} == set(made[0]["made_of"])
+    assert "ratio" in made[0]["transformation"]
+    assert made[0]["importance"] == max(entry["importance"] for entry in made)
+    told = {entry["column"]: entry["value"] for entry in found.record["importances"]}
+    assert made[0]["importance"] > 10 * max(told[name] for name in ("a", "b", "c", "income", "debt"))
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"metric": "r2"}, "roc_auc, accuracy"),
         ({"metric": "nonsense"}, "a metric of binary is one of"),
         ({"trials": 0}, "needs a trial"),
+        ({"seconds": 0}, "a budget is a number of seconds above 0"),
         ({"candidates": []}, "needs a trial and a candidate"),
-        ({"candidates": [Candidate("random_guess")]}, "kind of estimator is one of xgboost"),
-        ({"candidates": [Candidate("linear", defaults={"depth": 3})]}, "linear has the parameters C, alpha"),
-        ({"candidates": [Candidate("linear", space={"C": ("log", 1, 2)})]}, "has a default"),
-        ({"candidates": [Candidate("linear", {"C": ("exp", 1, 2)}, {"C": 1})], "trials": 2}, "a space is"),
+        ({"candidates": [Candidate("random_guess")]}, "kind of estimator is one of lightgbm"),
+        ({"candidates": [Candidate("linear", defaults={"depth": 3})]}, "a parameter of linear is one of"),
+        ({"candidates": [Candidate("linear", {"knots": ("int", 1, 2)}, {"alpha": 1})]}, "has a default"),
+        ({"candidates": [Candidate("linear", {"alpha": ("exp", 1, 2)}, {"alpha": 1})], "trials": 4}, "a space is"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -209,107 +357,3 @@ def test_too_few_rows_and_a_score_without_meaning_are_data_errors() -> None:
         search(x[:3], np.array([0, 1, 0]), metric="roc_auc", **common)
     with pytest.raises(DataError, match="must be defined on held-back rows"):
         search(x, np.zeros(10, np.int64), metric="roc_auc", **common)
-
-
-# Folds.
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    counts=st.lists(st.integers(1, 40), min_size=2, max_size=5).filter(lambda counts: sum(counts) >= 6),
-    seed=st.integers(0, 99),
-)
-def test_every_fold_has_its_share_of_every_class(counts: list[int], seed: int) -> None:
-    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    folds = plan_folds(y, task="multiclass", seed=seed)
-
-    assert (0, 1, 2) == folds.scored
-    sizes = np.bincount(folds.number)
-    assert sizes.max() - sizes.min() <= 1
-    for code, count in enumerate(counts):
-        shares = np.bincount(folds.number[y == code], minlength=3)
-        assert shares.max() - shares.min() <= 1
-        assert count == shares.sum()
-
-
-def test_the_fold_that_is_scored_has_rows_of_a_class_of_two() -> None:
-    y = np.zeros(5000, np.int64)
-    y[[7, 4000]] = 1
-    folds = plan_folds(y, task="binary", seed=3)
-
-    assert (0,) == folds.scored
-    assert [0, 1] == sorted(folds.number[y == 1])
-
-
-def test_a_group_is_never_on_both_sides() -> None:
-    groups = np.random.default_rng(0).integers(0, 20, 200)
-    folds = plan_folds(np.zeros(200), task="regression", seed=1, groups=groups)
-
-    assert all(1 == len(set(folds.number[groups == group])) for group in range(20))
-    assert 3 == folds.count
-    sizes = np.bincount(folds.number)
-    assert sizes.max() - sizes.min() < 30
-
-
-def test_two_groups_make_two_folds() -> None:
-    folds = plan_folds(np.zeros(10), task="regression", seed=1, groups=np.repeat([0, 1], 5))
-
-    assert (2, (0, 1)) == (folds.count, folds.scored)
-
-
-def test_in_time_order_the_latest_rows_are_scored_by_models_of_the_past() -> None:
-    times = np.random.default_rng(0).permutation(90)
-    folds = plan_folds(np.zeros(90), task="regression", seed=1, times=times)
-
-    assert (0,) == folds.scored
-    assert times[folds.number == 0].min() > times[folds.number != 0].max()
-
-
-def test_given_folds_are_kept_to() -> None:
-    _, y = rows("regression")
-    number = (np.arange(300) >= 150).astype(np.int64)
-    found = find("regression", candidates=[Candidate("constant")], trials=1, folds=Folds(number, (0, 1)))
-
-    np.testing.assert_allclose(np.where(number == 0, y[number == 1].mean(), y[number == 0].mean()), found.out_of_fold)
-
-
-# Estimators.
-
-
-def test_links_do_not_overflow() -> None:
-    margins = np.array([-1e5, -40.0, 0.0, 40.0, 1e5])
-
-    np.testing.assert_allclose([0, np.exp(-40.0), 0.5, 1, 1], sigmoid(margins)[:, 1], rtol=1e-14)
-    np.testing.assert_allclose([[1.0, 0.0], [0.5, 0.5]], softmax(np.array([[1e5, -1e5], [3.0, 3.0]])))
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
-def test_a_regression_label_may_have_any_unit(scale: float) -> None:
-    x, y = rows("regression")
-    model = make("xgboost", {"n_estimators": 40}, classes=None, categorical=[3], seed=0)
-    model.fit(x, (y + 1000.0) * scale)
-
-    assert np.corrcoef(model.predict(x), y)[0, 1] > 0.97
-
-
-def test_c_and_alpha_are_the_same_knob() -> None:
-    x, y = rows("binary")
-    models = [make("linear", params, classes=2, categorical=[3], seed=0) for params in ({"C": 0.1}, {"alpha": 10.0})]
-    for model in models:
-        model.fit(x, y)
-
-    np.testing.assert_array_equal(models[0].predict(x), models[1].predict(x))
-
-
-def test_a_category_without_order_is_learned_natively() -> None:
-    """Codes that alternate between the classes need a set, not a threshold."""
-    codes = np.tile(np.arange(1, 21, dtype=np.float32), 30)[:, None]
-    y = (codes[:, 0].astype(int) % 2).astype(np.int64)
-    for kind, params in {
-        "xgboost": {"n_estimators": 10, "max_depth": 1, "learning_rate": 1.0},
-        "hist_gradient_boosting": {"max_iter": 5, "max_leaf_nodes": 2, "learning_rate": 1.0},
-        "linear": {"C": 100.0},
-    }.items():
-        model = make(kind, params, classes=2, categorical=[0], seed=0)
-        model.fit(codes, y)
-        np.testing.assert_array_equal(y, model.predict(codes).argmax(axis=1), err_msg=kind)

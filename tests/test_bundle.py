@@ -16,8 +16,8 @@ import pytest
 from esteira.bundle import answerer, open_bundle, seal, verify
 from esteira.errors import ConfigError, EsteiraError, Refused, SourceError
 from esteira.family import OpenBundle
-from esteira.onnx import constant
 from esteira.onnx.graph import Graph
+from tests.small_graph import constant
 
 MANIFEST = {"family": "tabular", "line": "tabular@toy", "stages": ["decode", "graph.onnx", "post"]}
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _files(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / "graph.onnx").write_bytes(constant.graph(np.array([0.25, 0.75]), features=3, classes=2))
+    (folder / "graph.onnx").write_bytes(constant(np.array([0.25, 0.75]), features=3, classes=2))
     (folder / "decoder.json").write_text('{"columns": []}', encoding="utf-8")
     (folder / "card.md").write_text("# A toy\n\nfor tests.", encoding="utf-8")
     return folder
@@ -219,7 +219,7 @@ def test_a_planted_pickle_is_refused_and_never_run(
     assert "bundle_pickle" == caught.value.code
 
     (folder / name).unlink()
-    (folder / "graph.onnx").write_bytes(constant.graph(np.array([0.25, 0.75]), features=3, classes=2))
+    (folder / "graph.onnx").write_bytes(constant(np.array([0.25, 0.75]), features=3, classes=2))
     seal(folder, manifest=MANIFEST)
     (folder / name).write_bytes(content)
     planted = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}

@@ -418,7 +418,7 @@ class TestCheck:
             re.findall(r'Finding\(\s*"(\w+)"', (ROOT / "pipelines" / "ir_check.py").read_text(encoding="utf-8"))
         )
 
-        assert rules == {rule for rule, _ in BREACHES.values()} | {"documents", "native"}
+        assert rules == {rule for rule, _ in BREACHES.values()} | {"documents", "native", "workers"}
 
     @pytest.mark.parametrize(
         "kept",

@@ -55,7 +55,7 @@ MADE_OF: Mapping[str, Sequence[str]] = {"km": ("km",), "depot": ("depot",), "sto
 def family(contract: TableContract = CONTRACT, **changed: Any) -> DeclaredFamily:
     """The family, some of whose code may be another."""
     computed = {"features": features, "MADE_OF": MADE_OF, "CODES": ("depot",), **changed}
-    candidates = [Candidate("linear", defaults={"C": 1.0})]
+    candidates = [Candidate("linear", defaults={"alpha": 1.0})]
     return DeclaredFamily(
         name="trips",
         package="tests",

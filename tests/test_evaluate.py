@@ -209,7 +209,7 @@ class Made:
 
     @staticmethod
     def _graph(task: str, weight: float) -> bytes:
-        from esteira.onnx.linear import Linear, graph
+        from tests.small_graph import Linear, graph
 
         columns = {"binary": [[weight]], "multiclass": [[-weight, 0.0, weight]], "regression": [[weight * 10]]}[task]
         weights = np.vstack([np.array(columns), np.zeros((1, len(columns[0])))])
@@ -457,7 +457,7 @@ class TestChampion:
 
 def _noisy(made: Made) -> Made:
     """The same rows, answered by a model that also listens to noise: the date."""
-    from esteira.onnx.linear import Linear, graph
+    from tests.small_graph import Linear, graph
 
     model = Linear(
         numeric=(0, 2), median=np.array([50.0, 18500.0]), mean=np.array([50.0, 18800.0]), scale=np.array([12.0, 600.0]),
@@ -653,12 +653,12 @@ class TestDifference:
     def test_outputs_of_another_shape_are_infinitely_far(
         self, native: tuple[int, ...], exported: tuple[int, ...]
     ) -> None:
-        assert (float("inf"), native[0]) == measuring.parity(np.zeros(native), np.zeros(exported))
+        assert (float("inf"), native[0]) == measuring.parity(np.zeros(native), np.zeros(exported), {})
 
     def test_one_label_that_differs_is_counted(self) -> None:
         a, b = np.array([[0.5000001, 0.4999999], [0.9, 0.1]]), np.array([[0.4999999, 0.5000001], [0.9, 0.1]])
 
-        assert 1 == measuring.parity(a, b)[1]
+        assert 1 == measuring.parity(a, b, {})[1]
 
 
 class TestServerLife:

@@ -72,7 +72,7 @@ def linear(folder: Path, contract: TableContract, decoder: Decoder) -> Searched:
         np.load(folder / "y_train.npy"),
         task=contract.target.task,
         categorical=decoder.categorical,
-        candidates=[Candidate("linear", defaults={"C": 1.0})],
+        candidates=[Candidate("linear", defaults={"alpha": 1.0})],
         metric="roc_auc",
         trials=1,
         seed=42,

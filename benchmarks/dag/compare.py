@@ -96,8 +96,8 @@ def run_plain(
 
 
 def write_candidates(bundle: Path, rows: int, file: Path) -> None:
-    """The kinds and spaces that our side searches, for the plain script to search too."""
-    from families.tabular.model import candidates
+    """The kinds and spaces that the plain script searches; our side's own engine knows where to start."""
+    from benchmarks.dag.spaces import candidates
 
     task = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["task"]
     file.write_text(

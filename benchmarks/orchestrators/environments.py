@@ -44,7 +44,7 @@ def ensure(lock: Path, folder: Path = BUILD) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         base = str(Path(sys.base_prefix) / "bin" / "python3")
         done = subprocess.run(
-            ["bash", "-c", _MAKE, "make", str(place), base, _uv(), str(lock)],
+            ["bash", "-c", _MAKE, "make", str(place), base, uv(), str(lock)],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
@@ -54,7 +54,12 @@ def ensure(lock: Path, folder: Path = BUILD) -> Path:
     return place / "bin"
 
 
-def _uv() -> str:
+def uv() -> str:
+    """The uv beside this Python, or on PATH.
+
+    Raises:
+        SystemExit: there is none.
+    """
     beside = Path(sys.executable).with_name("uv")
     found = str(beside) if beside.exists() else shutil.which("uv")
     if found is None:
@@ -68,7 +73,7 @@ def lock_all() -> None:
     for asked in sorted(PROJECTS.glob("*/requirements.in")):
         subprocess.run(
             [
-                _uv(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade", "--python-version", "3.11",
+                uv(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade", "--python-version", "3.11",
                 "--custom-compile-command", "python -m benchmarks.orchestrators.environments --lock",
                 asked.name, "--output-file", "requirements.lock",
             ],

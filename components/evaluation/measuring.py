@@ -13,6 +13,7 @@ from esteira import slices
 from esteira.bundle import Bundle, answerer, open_bundle
 from esteira.errors import ConfigError, DataError, EsteiraError
 from esteira.family import Answer, Score
+from esteira.features.answers import said
 from esteira.features.contract import TableContract
 from esteira.features.metrics import (
     HIGHER_IS_BETTER,
@@ -245,7 +246,7 @@ def importance(
     def value(features: NDArray[np.float32]) -> float:
         out = np.asarray(bundle.run(GRAPH, features)["y"], dtype=np.float64)
         if isinstance(mine, Classified):
-            told: Predictions = Classified(mine.truth, out, out.argmax(axis=1), mine.classes)
+            told: Predictions = Classified(mine.truth, out, said(out, bundle.manifest["post"]), mine.classes)
         else:
             told = Estimated(mine.truth, out)
         return sign * float(statistic(metric, told)(ones)[0])
@@ -265,8 +266,9 @@ def importance(
 def export_parity(native: NDArray[Any], opened: Bundle, table: TestTable, y: Predictions) -> dict[str, Any]:
     """The export against the native model, twice: features through the graph, and JSON rows through the whole answerer."""
     exported = np.asarray(opened.run(GRAPH, table.x)["y"], dtype=np.float64)
-    by_graph, labels = parity(native, exported)
-    by_rows, labels_by_rows = parity(native, answered(y))
+    post = opened.manifest["post"]
+    by_graph, labels = parity(native, exported, post)
+    by_rows, labels_by_rows = parity(native, answered(y), post)
     worst = max(by_graph, by_rows)
     fine = bool(np.isfinite(worst))
     return {
@@ -280,11 +282,12 @@ def export_parity(native: NDArray[Any], opened: Bundle, table: TestTable, y: Pre
     }
 
 
-def parity(native: NDArray[Any], exported: NDArray[Any]) -> tuple[float, int]:
+def parity(native: NDArray[Any], exported: NDArray[Any], post: Mapping[str, Any]) -> tuple[float, int]:
     """How far two models' outputs lie apart: the largest difference (relative above 1 for values), and labels that differ.
 
     Args:
         native, exported: probabilities `(rows, classes)` or values `(rows,)`.
+        post: says how a label is made of probabilities.
     """
     if native.shape != exported.shape:
         return float("inf"), len(native)
@@ -293,7 +296,7 @@ def parity(native: NDArray[Any], exported: NDArray[Any]) -> tuple[float, int]:
     apart = np.abs(native - exported)
     if native.ndim == 1:
         return float((apart / np.maximum(1.0, np.abs(native))).max()), 0
-    return float(apart.max()), int((native.argmax(axis=1) != exported.argmax(axis=1)).sum())
+    return float(apart.max()), int((said(native, post) != said(exported, post)).sum())
 
 
 def answered(y: Predictions) -> Floats:

@@ -1,10 +1,6 @@
 """What a bundle says of itself: its manifest, and what goes into its card. It measures and seals nothing."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +9,7 @@ from components.evaluation.measuring import sealed_id
 from esteira.family import Trainable
 from esteira.features.contract import TableContract
 from esteira.features.metrics import label_text
-
-_LIBRARIES = ("esteira", "numpy", "onnx", "onnxruntime", "scikit-learn", "xgboost", "xgboost-cpu", "optuna")
+from esteira.origin import code_revision, dependencies
 
 
 def manifest_of(
@@ -88,36 +83,6 @@ def metrics_section(document: Mapping[str, Any]) -> dict[str, Any]:
         for part in (*sorted(document["slices"], key=lambda part: not part["weak"]), *document["truth_slices"])
     ]
     return {"primary": document["primary"], "overall": overall, "segments": segments}
-
-
-def code_revision() -> str:
-    """`$ESTEIRA_CODE_REVISION`, else git's commit of this code, with `-dirty` when tracked files differ from it, else `unknown`."""
-    told = os.environ.get("ESTEIRA_CODE_REVISION")
-    if told:
-        return told
-    here = Path(__file__).resolve().parent
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
-
-
-def dependencies() -> dict[str, str]:
-    """Versions of what made the model: Python and those of the listed libraries that are installed."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def former_card(champion: Path | None) -> dict[str, Any] | None:

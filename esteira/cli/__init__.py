@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "runs": ("runs", "Past runs: list, show, compare."),
     "compile": ("compile", "The DAG as KFP's IR YAML."),
     "submit": ("submit", "A line to Kubeflow Pipelines: a run, or a schedule."),
+    "automl": ("automl", "A table in, the best model within a budget out; no project needed."),
     "predict": ("predict", "Rows in, answers out, from a bundle; or its latency."),
     "serve": ("serve", "A line or a bundle as a Bento on loopback."),
     "ledger": ("ledger", "The append-only record: log, export, verify."),

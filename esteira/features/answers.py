@@ -4,6 +4,7 @@ The path of one request: no pydantic, no pandas, one small float32 array.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from esteira.features.contract import ClassLabel, TableContract, Target
 
 INTERVAL_LEVEL = 0.9
+MIN_ERRORS = 20
+"""Fewer out-of-fold errors give no interval."""
+BAND_ROWS = 100
+MOST_BANDS = 10
 
 
 class FeatureAnswerer:
@@ -24,7 +29,7 @@ class FeatureAnswerer:
     Args:
         features: rows to features (rows, features).
         check: findings of the line's contract.
-        post: what `post_of` made: classes, or the interval's half width.
+        post: what `post_of` made: classes, or the interval's half widths.
         predict: features to probabilities (rows, classes) or values (rows,).
     """
 
@@ -42,11 +47,9 @@ class FeatureAnswerer:
         classes: Sequence[ClassLabel] | None = post.get("classes")
         self._say: Callable[[Any], Answer]
         if classes is None:
-            level = float(post.get("interval_level", INTERVAL_LEVEL))
-            quantile = post.get("interval_quantile")
-            self._say = _regression(quantile, level, post.get("confidence_kind", "calibrated"))
+            self._say = _regression(post)
         else:
-            self._say = _classification(list(classes), post.get("confidence_kind", "heuristic"))
+            self._say = _classification(list(classes), post)
 
     def check(self, rows: Sequence[Row]) -> list[Finding]:
         """Findings of the line's contract; an `error` finding means the row must be refused."""
@@ -72,15 +75,20 @@ class FeatureAnswerer:
         return answers
 
 
-def _classification(classes: "list[ClassLabel]", kind: str) -> Callable[[list[float]], Answer]:
+def _classification(classes: "list[ClassLabel]", post: Mapping[str, Any]) -> Callable[[list[float]], Answer]:
     keys = [class_key(label) for label in classes]
+    kind = post.get("confidence_kind", "heuristic")
+    threshold = post.get("threshold")
 
     def say(probabilities: list[float]) -> Answer:
-        top = max(probabilities)
+        if threshold is None:
+            said = probabilities.index(max(probabilities))
+        else:
+            said = int(probabilities[1] >= threshold)
         return {
-            "prediction": classes[probabilities.index(top)],
+            "prediction": classes[said],
             "probabilities": dict(zip(keys, probabilities, strict=True)),
-            "confidence": top,
+            "confidence": probabilities[said],
             "confidence_kind": kind,
             "warnings": [],
         }
@@ -88,14 +96,35 @@ def _classification(classes: "list[ClassLabel]", kind: str) -> Callable[[list[fl
     return say
 
 
-def _regression(quantile: float | None, level: float, kind: str) -> Callable[[float], Answer]:
+def said(probabilities: "NDArray[np.float64]", post: Mapping[str, Any]) -> "NDArray[np.int64]":
+    """Codes of the classes that are said (rows,), of probabilities (rows, classes): what an answer's `prediction` names.
+
+    The likeliest class, the first of equal ones; with a `threshold` the second of two from that probability on.
+    """
+    threshold = post.get("threshold")
+    codes: NDArray[np.int64] = (
+        probabilities.argmax(axis=1) if threshold is None else (probabilities[:, 1] >= threshold).astype("int64")
+    )
+    return codes
+
+
+def _regression(post: Mapping[str, Any]) -> Callable[[float], Answer]:
+    level = float(post.get("interval_level", INTERVAL_LEVEL))
+    overall: float | None = post.get("interval_quantile")
+    bands: Sequence[Mapping[str, Any]] = post.get("interval_bands") or ()
+    ends = [band["upto"] for band in bands[:-1]]
+    quantiles = [band["quantile"] for band in bands]
+    known = bool(quantiles) or overall is not None
+    kind = post.get("confidence_kind", "calibrated") if known else "heuristic"
+    confidence = level if known else None
+
     def say(value: float) -> Answer:
-        known = quantile is not None
+        half = quantiles[bisect_left(ends, value)] if quantiles else overall
         return {
             "prediction": value,
-            "interval": [value - quantile, value + quantile] if quantile is not None else None,
-            "confidence": level if known else None,
-            "confidence_kind": kind if known else "heuristic",
+            "interval": None if half is None else [value - half, value + half],
+            "confidence": confidence,
+            "confidence_kind": kind,
             "warnings": [],
         }
 
@@ -118,15 +147,57 @@ def post_of(target: "Target", truth: "NDArray[Any]", out_of_fold: "NDArray[np.fl
         out_of_fold: predictions on them by models that did not see them, same order; rows with NaN are left out.
 
     Returns:
-        `{"classes", "confidence_kind"}`, or for regression `{"interval_quantile", "interval_level", "confidence_kind"}`:
-        the half width (unit of the label) that covers 90 % of the out-of-fold errors, None with fewer than 20 of them.
+        `{"classes", "confidence_kind"}`, to which a search that calibrated or found a `threshold` (of two classes, the
+        probability of the second from which it is said) adds; or for regression `{"interval_quantile", "interval_level",
+        "confidence_kind"}`, the half width (unit of the label) that covers 90 % of the out-of-fold errors, None with fewer
+        than 20 of them; and, where there are rows enough for more than one, `interval_bands`, `[{"upto", "quantile"}]`:
+        the half width for predictions up to and including `upto`, which rises and is None in the last.
     """
     if target.classes is not None:
         return {"classes": list(target.classes), "confidence_kind": "heuristic"}
-    errors = sorted(error for error in abs(truth - out_of_fold).tolist() if math.isfinite(error))
-    rank = math.ceil((len(errors) + 1) * INTERVAL_LEVEL)
-    quantile = errors[rank - 1] if len(errors) >= 20 else None
-    return {"interval_quantile": quantile, "interval_level": INTERVAL_LEVEL, "confidence_kind": "calibrated"}
+    errors = abs(truth - out_of_fold)
+    finite = [
+        (value, error)
+        for value, error in zip(out_of_fold.tolist(), errors.tolist(), strict=True)
+        if math.isfinite(error)
+    ]
+    quantile = _quantile([error for _, error in finite]) if len(finite) >= MIN_ERRORS else None
+    bands = _bands(sorted(finite))
+    return {
+        "interval_quantile": quantile,
+        "interval_level": INTERVAL_LEVEL,
+        "confidence_kind": "calibrated",
+        **({"interval_bands": bands} if len(bands) > 1 else {}),
+    }
+
+
+def _quantile(errors: list[float]) -> float:
+    """The split-conformal half width (Lei et al. 2018): the ceil((n + 1) level)-th smallest error, at least 10 errors."""
+    return sorted(errors)[math.ceil((len(errors) + 1) * INTERVAL_LEVEL) - 1]
+
+
+def _bands(pairs: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Half widths by bands of equal rows of the predicted value (Mondrian conformal, Vovk et al. 2003).
+
+    Errors often grow with the value, and one width for all is then too wide here and too narrow there.
+
+    Args:
+        pairs: (prediction, error) in order of the prediction.
+    """
+    wanted = min(MOST_BANDS, len(pairs) // BAND_ROWS)
+    bands: list[dict[str, Any]] = []
+    start = 0
+    for number in range(1, wanted + 1):
+        stop = len(pairs) * number // wanted
+        while 0 < stop < len(pairs) and pairs[stop][0] == pairs[stop - 1][0]:
+            stop += 1  # equal predictions lie in one band
+        if stop - start < BAND_ROWS or 0 < len(pairs) - stop < BAND_ROWS:
+            continue
+        # Between two predictions: one that differs in the last bit stays in its band.
+        upto = None if stop == len(pairs) else (pairs[stop - 1][0] + pairs[stop][0]) / 2
+        bands.append({"upto": upto, "quantile": _quantile([error for _, error in pairs[start:stop]])})
+        start = stop
+    return bands
 
 
 def manifest_of(contract: "TableContract", post: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Any]:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAX_LEVELS = 1000  # of a category; rarer ones count as unknown
-MAX_TOKENS = 32
+# Of a text. On 6,000 reviews trees reach ROC AUC 0.939 with 32 words a column, 0.953 with 128, 0.957 with 256 and with 400;
+# a row of three texts decodes in 20, 26 and 31 us.
+MAX_TOKENS = 256
 MAX_HINTS = 10  # unknown columns that are named of a row, and findings after which no nearest name is looked for
 MIN_TOKEN_ROWS, MIN_TOKEN_SHARE = 5, 0.01  # of the training rows that have text
 DATE_PARTS = ("days", "year", "month", "day", "weekday", "hour")

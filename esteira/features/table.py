@@ -8,9 +8,13 @@ import numpy as np
 
 from esteira.errors import DataError
 from esteira.family import Finding
+from esteira.features.decode import microseconds
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
+
+    from esteira.features.contract import TableContract
 
 FAR = 0.5  # difference of the missing shares of train and test from which a feature is another one there
 
@@ -117,3 +121,41 @@ def record(
 
 def _wrong(message: str, where: str) -> DataError:
     return DataError(message, code="bad_features", where=where, cure="correct what computes the family's features")
+
+
+def together(
+    rows: "pd.DataFrame", contract: "TableContract"
+) -> tuple["NDArray[np.int64] | None", "NDArray[Any] | None"]:
+    """Which rows may not be parted, and in which order they came, as far as the contract says so.
+
+    Args:
+        rows: typed rows.
+        contract: by time where it names a column of time, else by group where it names one.
+
+    Returns:
+        Groups as one number a row, and moments as sortable numbers; shapes (rows,). Rows without a moment come first.
+    """
+    import pandas as pd
+
+    if contract.time_column:
+        series = rows[contract.time_column]
+        if series.dtype.kind in "iuf":
+            return None, series.to_numpy(np.float64, na_value=-np.inf)
+        return None, microseconds(series, contract.time_column)
+    if contract.group_column:
+        codes, _ = pd.factorize(rows[contract.group_column], use_na_sentinel=False)
+        return np.asarray(codes, dtype=np.int64), None
+    return None, None
+
+
+def word_columns(names: Sequence[str], groups: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Positions of the word features of each text column, as the decoder names them; columns without words are left out.
+
+    Args:
+        names: one a feature.
+        groups: source column -> positions of its features.
+    """
+    found = (
+        tuple(at for at in positions if names[at].startswith(f"{column}.has.")) for column, positions in groups.items()
+    )
+    return tuple(positions for positions in found if positions)

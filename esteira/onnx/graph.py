@@ -1,5 +1,6 @@
 """A small builder of ONNX graphs with pinned versions, so that a graph reads as the formula it is."""
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,16 @@ class Graph:
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
+    @property
+    def nodes(self) -> int:
+        """Operators so far."""
+        return len(self._nodes)
+
+    @property
+    def bytes(self) -> int:
+        """What the constants so far weigh."""
+        return sum(len(tensor.raw_data) for tensor in self._constants)
+
     def constant(self, value: Any, dtype: type | None = None) -> str:
         """A constant tensor."""
         name = f"c{len(self._constants)}"
@@ -41,6 +52,12 @@ class Graph:
         name = f"v{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, list(inputs), [name], domain=domain, **attributes))
         return name
+
+    def add_all(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """One node with several outputs."""
+        names = [f"v{len(self._nodes)}_{at}" for at in range(outputs)]
+        self._nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
+        return names
 
     def double(self, value: str) -> str:
         """Cast to double."""
@@ -66,9 +83,18 @@ class Graph:
             positive = self.add("Sigmoid", margin)
             negative = self.add("Sub", self.scalar(1.0, np.float64), positive)
             found = self.add("Concat", negative, positive, axis=1)
-        if k == classes:
+        return found if present is None else self.scattered(found, classes, present)
+
+    def scattered(self, found: str, classes: int, present: Sequence[int]) -> str:
+        """Probabilities of the classes that are present as probabilities of all; the others get 0."""
+        if len(present) == classes:
             return found
-        return self.add("MatMul", found, self.constant(np.eye(classes)[list(present or ())], np.float64))
+        # No product with a matrix of ones and zeros: ONNX Runtime melts a scalar beside a MatMul into it as a float32.
+        wider = self.add("Pad", found, self.constant([0, 0, 0, 1], np.int64))
+        where = {code: at for at, code in enumerate(present)}
+        return self.add(
+            "Gather", wider, self.constant([where.get(c, len(present)) for c in range(classes)], np.int64), axis=1
+        )
 
     def values(self, column: str, scale: float = 1.0, offset: float = 0.0) -> str:
         """(rows, 1) to (rows,), times scale, plus offset, each rounded on its own."""
@@ -77,7 +103,7 @@ class Graph:
             flat = self.add("Mul", flat, self.scalar(scale, np.float64))
         return self.add("Add", flat, self.scalar(offset, np.float64)) if offset != 0.0 else flat
 
-    def embed(self, content: bytes, prefix: str) -> str:
+    def embed(self, content: builtins.bytes, prefix: str) -> str:
         """All of another finished graph of the same `x`, its names behind the prefix; returns the name of its `y`."""
         inner = load_model_from_string(content).graph
         for node in inner.node:
@@ -89,7 +115,7 @@ class Graph:
             self._constants.append(tensor)
         return prefix + "y"
 
-    def finish(self, output: str, *, classes: int | None) -> bytes:
+    def finish(self, output: str, *, classes: int | None) -> builtins.bytes:
         """The checked model's bytes; `output` becomes `y`, of shape (rows, classes), or (rows,) when classes is None."""
         self._nodes.append(helper.make_node("Identity", [output], ["y"]))
         shape: list[Any] = ["rows"] if classes is None else ["rows", classes]
@@ -107,7 +133,7 @@ class Graph:
             producer_name="esteira",
         )
         checker.check_model(model)
-        content: bytes = model.SerializeToString(deterministic=True)
+        content: builtins.bytes = model.SerializeToString(deterministic=True)
         return content
 
 

@@ -4,9 +4,8 @@ A node asks `x[feature] <= split` (or `<`), or whether a category's code is a me
 the node says. Sums run tree by tree from the first, in the trees' own precision, as the libraries do it.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,87 +18,102 @@ LESS_OR_EQUAL, LESS, MEMBER = 0, 1, 6  # codes of ai.onnx.ml TreeEnsemble 5
 
 
 @dataclass(frozen=True)
-class Tree:
-    """One tree; arrays have one entry a node, the root first.
+class Trees:
+    """Trees one after another; but for `roots`, arrays have one entry a node.
 
     Attributes:
+        roots: where each tree begins, in the order of the sum.
         leaf: whether a node is a leaf; a leaf has only a value.
-        value: what a leaf adds to the target.
+        value: what a leaf adds to its target.
+        target: which output a leaf adds to: a class, or 0.
         feature, mode, split: the question; `split` counts unless the mode is MEMBER.
         yes, no: node to go to when the answer is yes, or no.
         missing_yes: whether NaN goes the way of yes.
         members: node -> codes of its set, for nodes of mode MEMBER.
-        target: which output the tree adds to: a class, or 0.
     """
 
+    roots: NDArray[np.int64]
     leaf: NDArray[np.bool_]
     value: NDArray[Any]
+    target: NDArray[np.int64]
     feature: NDArray[np.int64]
     mode: NDArray[np.uint8]
     split: NDArray[Any]
     yes: NDArray[np.int64]
     no: NDArray[np.int64]
     missing_yes: NDArray[np.bool_]
-    members: dict[int, NDArray[Any]]
-    target: int
+    members: Mapping[int, NDArray[Any]]
+
+    def weight(self, dtype: type[np.floating[Any]]) -> int:
+        """Bytes that they take in a graph, nearly: what protobuf writes for a question, a leaf, and a set's member."""
+        width = np.dtype(dtype).itemsize
+        leaves = int(np.count_nonzero(self.leaf))
+        members = sum(1 + len(codes) for codes in self.members.values())
+        return (17 + width) * (len(self.leaf) - leaves) + (2 + width) * leaves + width * members
 
 
-def stump(value: float, target: int) -> Tree:
-    """What a base score or a class prior adds: a leaf, written as a question with the same leaf on both sides."""
-    ends = np.array([1, 1])
-    return Tree(
-        leaf=np.array([False, True]),
-        value=np.array([0.0, value]),
-        feature=np.zeros(2, np.int64),
-        mode=np.zeros(2, np.uint8),
-        split=np.zeros(2),
-        yes=ends,
-        no=ends,
-        missing_yes=np.zeros(2, np.bool_),
+def stumps(values: Sequence[float]) -> Trees:
+    """What a base score or class priors add: one tree a target, which is a leaf."""
+    count = len(values)
+    return Trees(
+        roots=np.arange(count),
+        leaf=np.ones(count, np.bool_),
+        value=np.asarray(values),
+        target=np.arange(count),
+        feature=np.zeros(count, np.int64),
+        mode=np.zeros(count, np.uint8),
+        split=np.zeros(count),
+        yes=np.zeros(count, np.int64),
+        no=np.zeros(count, np.int64),
+        missing_yes=np.zeros(count, np.bool_),
         members={},
-        target=target,
     )
 
 
-def tree_sum(graph: Graph, x: str, trees: Sequence[Tree], *, targets: int, dtype: type[np.floating[Any]]) -> str:
-    """Add the node that sums `trees` over x, a value of the given dtype; the result has shape (rows, targets).
+def join(parts: Sequence[Trees]) -> Trees:
+    """The trees of all parts, in this order."""
+    starts = np.cumsum([0, *(len(part.leaf) for part in parts)])[:-1]
+    moved = [
+        replace(part, roots=part.roots + start, yes=part.yes + start, no=part.no + start)
+        for part, start in zip(parts, starts, strict=True)
+    ]
+    members = {
+        int(node + start): codes
+        for part, start in zip(parts, starts, strict=True)
+        for node, codes in part.members.items()
+    }
+    names = ("roots", "leaf", "value", "target", "feature", "mode", "split", "yes", "no", "missing_yes")
+    return Trees(**{name: np.concatenate([getattr(part, name) for part in moved]) for name in names}, members=members)
 
-    Tree values must be representable in dtype: float64 as scikit-learn computes, float32 as XGBoost does.
+
+def tree_sum(graph: Graph, x: str, trees: Trees, *, targets: int, dtype: type[np.floating[Any]]) -> str:
+    """Add the node that sums the trees over x, a value of the given dtype; the result has shape (rows, targets).
+
+    Leaf values and splits must be representable in dtype: float64 as scikit-learn computes, float32 as XGBoost does.
     """
-    columns: dict[str, list[NDArray[Any]]] = defaultdict(list)
-    members: list[NDArray[Any]] = []
-    nodes = leaves = 0
-    for tree in trees:
-        if len(tree.leaf) == 1:
-            tree = stump(float(tree.value[0]), tree.target)
-        inner, leaf = np.flatnonzero(~tree.leaf), np.flatnonzero(tree.leaf)
-        place = np.empty(len(tree.leaf), np.int64)
-        place[inner] = nodes + np.arange(len(inner))
-        place[leaf] = leaves + np.arange(len(leaf))
-        columns["tree_roots"].append(np.array([nodes]))
-        columns["leaf_weights"].append(tree.value[leaf])
-        columns["leaf_targetids"].append(np.full(len(leaf), tree.target))
-        columns["nodes_featureids"].append(tree.feature[inner])
-        columns["nodes_modes"].append(tree.mode[inner])
-        columns["nodes_splits"].append(np.where(tree.mode[inner] == MEMBER, 0.0, tree.split[inner]))
-        columns["nodes_truenodeids"].append(place[tree.yes[inner]])
-        columns["nodes_falsenodeids"].append(place[tree.no[inner]])
-        columns["nodes_trueleafs"].append(tree.leaf[tree.yes[inner]])
-        columns["nodes_falseleafs"].append(tree.leaf[tree.no[inner]])
-        columns["nodes_missing_value_tracks_true"].append(tree.missing_yes[inner])
+    trees = _questioned(trees)
+    inner, leaf = np.flatnonzero(~trees.leaf), np.flatnonzero(trees.leaf)
+    place = np.where(trees.leaf, np.cumsum(trees.leaf), np.cumsum(~trees.leaf)) - 1
+    asks = trees.mode[inner] == MEMBER
+    tensors: dict[str, NDArray[Any]] = {
+        "leaf_weights": trees.value[leaf].astype(dtype),
+        "nodes_splits": np.where(asks, 0.0, trees.split[inner]).astype(dtype),
+        "nodes_modes": trees.mode[inner].astype(np.uint8),
+    }
+    if asks.any():
         # Sets stand one after another in the order of their nodes, a NaN behind each.
-        asks = inner[tree.mode[inner] == MEMBER].tolist()
-        members += [np.append(tree.members[node], np.nan) for node in asks]
-        nodes, leaves = nodes + len(inner), leaves + len(leaf)
-    tensors: dict[str, type[np.generic]] = {"leaf_weights": dtype, "nodes_splits": dtype, "nodes_modes": np.uint8}
-    if members:
-        columns["membership_values"], tensors["membership_values"] = members, dtype
-    attributes: dict[str, Any] = {}
-    for name, parts in columns.items():
-        whole = np.concatenate(parts)
-        attributes[name] = (
-            numpy_helper.from_array(whole.astype(tensors[name])) if name in tensors else whole.astype(np.int64).tolist()
-        )
+        sets = [np.append(trees.members[node], np.nan) for node in inner[asks].tolist()]
+        tensors["membership_values"] = np.concatenate(sets).astype(dtype)
+    numbers = {
+        "tree_roots": place[trees.roots],
+        "leaf_targetids": trees.target[leaf],
+        "nodes_featureids": trees.feature[inner],
+        "nodes_truenodeids": place[trees.yes[inner]],
+        "nodes_falsenodeids": place[trees.no[inner]],
+        "nodes_trueleafs": trees.leaf[trees.yes[inner]],
+        "nodes_falseleafs": trees.leaf[trees.no[inner]],
+        "nodes_missing_value_tracks_true": trees.missing_yes[inner],
+    }
     return graph.add(
         "TreeEnsemble",
         x,
@@ -107,5 +121,36 @@ def tree_sum(graph: Graph, x: str, trees: Sequence[Tree], *, targets: int, dtype
         aggregate_function=1,  # SUM
         post_transform=0,  # NONE
         n_targets=targets,
-        **attributes,
+        **{name: numpy_helper.from_array(values) for name, values in tensors.items()},
+        **{name: values.astype(np.int64).tolist() for name, values in numbers.items()},
     )
+
+
+def table_sum(graph: Graph, x: str, trees: Trees, table: NDArray[np.floating[Any]]) -> str:
+    """Add nodes that sum whole rows of a table: each tree ends at one; the result has shape (rows, columns), the table's type.
+
+    Args:
+        x: a float32 value; splits must be representable in float32.
+        trees: the value of a leaf is its row's number, exact in float32 below 2**24; targets count for nothing.
+        table: its sums may be made in any order.
+    """
+    count = len(trees.roots)
+    sizes = np.diff(trees.roots, append=len(trees.leaf))
+    apart = replace(trees, target=np.repeat(np.arange(count), sizes))
+    found = graph.add("Cast", tree_sum(graph, x, apart, targets=count, dtype=np.float32), to=7)
+    rows = graph.add("Gather", graph.constant(table), found, axis=0)
+    return graph.add("ReduceSum", rows, graph.constant([1], np.int64), keepdims=0)
+
+
+def _questioned(trees: Trees) -> Trees:
+    """The operator wants a question at every root: a lone leaf gets one, with itself on both sides."""
+    lone = trees.roots[trees.leaf[trees.roots]]
+    if not len(lone):
+        return trees
+    asking = replace(stumps(np.zeros(len(lone)).tolist()), leaf=np.zeros(len(lone), np.bool_))
+    whole = join([trees, asking])
+    new = len(trees.leaf) + np.arange(len(lone))
+    roots, yes = trees.roots.copy(), whole.yes.copy()
+    roots[trees.leaf[trees.roots]] = new
+    yes[new] = lone
+    return replace(whole, roots=roots, yes=yes, no=np.where(np.arange(len(yes)) < len(trees.leaf), whole.no, yes))

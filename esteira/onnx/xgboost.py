@@ -1,26 +1,38 @@
-"""The exact graph of a fitted XGBoost booster: float32 trees summed as XGBoost sums them, then double. Fits nothing."""
+"""Reads the trees of a fitted XGBoost booster, float32 as the library computes; fits nothing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esteira.onnx.graph import Graph
-from esteira.onnx.trees import LESS, MEMBER, Tree, stump, tree_sum
+from esteira.onnx.trees import LESS, MEMBER, Trees, join, stumps
 
 OBJECTIVES = frozenset({"reg:squarederror", "binary:logitraw", "multi:softprob"})
 
 
-def graph(booster: Any, *, features: int, classes: int | None, scale: float = 1.0, offset: float = 0.0) -> bytes:
-    """Export.
+@dataclass(frozen=True)
+class Booster:
+    """What a booster says.
 
-    Args:
-        booster: an `xgboost.Booster` of trees (gbtree) with one of OBJECTIVES.
-        features: width of x.
-        classes: number of classes, or None for regression.
-        scale, offset: of regression: the answer is `margin * scale + offset`.
+    Attributes:
+        trees: its base margins and trees; where leaves are whole rows of `table`, without the base margins.
+        depth: the sum over trees of the mean depth at which rows ended. A row counts by its hessian, the only count that
+            the library keeps.
+        base: where the sums start, one margin a target.
+        table: `(leaves, targets)` double, what each leaf adds to all targets; None where a tree adds to one target only.
+    """
+
+    trees: Trees
+    depth: float
+    base: NDArray[np.float64]
+    table: NDArray[np.float64] | None = None
+
+
+def read(booster: Any) -> Booster:
+    """The trees of an `xgboost.Booster` of trees (gbtree) with one of OBJECTIVES; sums of them are float32.
 
     Raises:
         ValueError: another booster or objective, whose graph has not been tried.
@@ -31,14 +43,24 @@ def graph(booster: Any, *, features: int, classes: int | None, scale: float = 1.
         raise ValueError(
             f"exact export is proven for gbtree with {sorted(OBJECTIVES)}, but got {name} with {objective}"
         )
-    targets = classes if classes is not None and classes > 2 else 1
     model = learner["gradient_booster"]["model"]
-    trees = [stump(float(value), target) for target, value in enumerate(_base_margins(learner, targets))]
-    trees += [_tree(tree, target) for tree, target in zip(model["trees"], model["tree_info"], strict=True)]
-    built = Graph(features)
-    margin = built.double(tree_sum(built, "x", trees, targets=targets, dtype=np.float32))
-    output = built.values(margin, scale, offset) if classes is None else built.probabilities(margin, classes)
-    return built.finish(output, classes=classes)
+    targets = max(1, int(learner["learner_model_param"]["num_class"]))
+    base = _base_margins(learner, targets)
+    trees, depths = _trees(model["trees"], np.array(model["tree_info"], np.int64))
+    if "leaf_weights" in model["trees"][0]:
+        return Booster(*_with_rows(trees, model["trees"], depths, base))
+    return Booster(join([stumps(base.tolist()), trees]), depths, base.astype(np.float64))
+
+
+def _with_rows(
+    trees: Trees, found: Sequence[Mapping[str, Any]], depth: float, base: NDArray[np.float32]
+) -> tuple[Trees, float, NDArray[np.float64], NDArray[np.float64]]:
+    """Trees with vector leaves: the right child of a leaf is the number of its vector."""
+    tables = [np.array(tree["leaf_weights"], np.float64).astype(np.float32).reshape(-1, len(base)) for tree in found]
+    starts = np.cumsum([0, *(len(table) for table in tables)])
+    row = [start + np.array(tree["right_children"]) for start, tree in zip(starts, found, strict=False)]
+    rows = np.where(trees.leaf, np.concatenate(row), 0).astype(np.float64)
+    return replace(trees, value=rows), depth, base.astype(np.float64), np.concatenate(tables).astype(np.float64)
 
 
 def _base_margins(learner: Mapping[str, Any], targets: int) -> NDArray[np.float32]:
@@ -48,28 +70,42 @@ def _base_margins(learner: Mapping[str, Any], targets: int) -> NDArray[np.float3
     return np.broadcast_to(scores, (targets,)).astype(np.float32)
 
 
-def _tree(tree: Mapping[str, Any], target: int) -> Tree:
-    left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
-    split = np.array(tree["split_conditions"], np.float64).astype(np.float32)
+def _trees(found: Sequence[Mapping[str, Any]], targets: NDArray[np.int64]) -> tuple[Trees, float]:
+    """The trees and the sum of their mean depths."""
+    sizes = np.array([len(tree["left_children"]) for tree in found], np.int64)
+    roots = np.cumsum(sizes) - sizes
+    start = np.repeat(roots, sizes)
+
+    def whole(name: str, kind: type[np.generic]) -> NDArray[Any]:
+        return np.array([value for tree in found for value in tree[name]], kind)
+
+    left, right = whole("left_children", np.int64), whole("right_children", np.int64)
+    # The text of a number has enough digits for its float32 only, so it must be read as one.
+    split = whole("split_conditions", np.float64).astype(np.float32)
     leaf = left == -1
-    asks = np.array(tree["split_type"], np.int64) == 1
-    missing_left = np.array(tree["default_left"], np.int64) == 1
+    asks = whole("split_type", np.int64) == 1
+    missing_left = whole("default_left", np.int64) == 1
     members: dict[int, NDArray[Any]] = {}
-    codes = np.array(tree["categories"], np.float32)
-    for node, start, size in zip(
-        tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True
-    ):
-        members[int(node)] = codes[start : start + size]
+    for tree, root in zip(found, roots, strict=True):
+        codes = np.array(tree["categories"], np.float32)
+        for node, first, size in zip(
+            tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True
+        ):
+            members[int(root + node)] = codes[first : first + size]
+    hessians = np.where(leaf, 0.0, whole("sum_hessian", np.float64))
+    passed = np.add.reduceat(hessians, roots) if len(roots) else np.zeros(0)
+    grown = hessians[roots] > 0
     # The listed categories go right; any other code, known or not, goes left.
-    return Tree(
+    return Trees(
+        roots=roots,
         leaf=leaf,
         value=split,
-        feature=np.array(tree["split_indices"], np.int64),
+        target=np.repeat(targets, sizes),
+        feature=whole("split_indices", np.int64),
         mode=np.where(asks, MEMBER, LESS).astype(np.uint8),
         split=split,
-        yes=np.where(asks, right, left),
-        no=np.where(asks, left, right),
+        yes=np.where(leaf, 0, np.where(asks, right, left) + start),
+        no=np.where(leaf, 0, np.where(asks, left, right) + start),
         missing_yes=missing_left ^ asks,
         members=members,
-        target=int(target),
-    )
+    ), float((passed[grown] / hessians[roots[grown]]).sum())

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,10 +24,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.filterwarnings("ignore", message="The ``noload`` loader")
     # Both stores take 1.6 s: imported here, so that a preloaded process has them.
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.dbmodels import models
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracking import MlflowClient
 
 from esteira import locks
@@ -103,24 +105,24 @@ class Mirror:
         return home, run
 
     def log_trials(self, experiment_id: str, parent: str, trials: Sequence[Mapping[str, Any]]) -> None:
-        """One finished child run a trial, with its parameters, its score and every other number it has."""
+        """One finished child run a trial, with its parameters, its score and every other number it has.
+
+        A database gets all of them in one transaction: MLflow's own way takes six for each, 10 s for 100 trials on a busy
+        disk. A server gets three requests for each.
+        """
         with _outside("take trials"):
-            for trial in trials:
-                number, kind = trial.get("number"), trial.get("kind")
-                tags = {"mlflow.parentRunId": parent, "esteira.kind": str(kind)}
-                run = self._client.create_run(experiment_id, run_name=f"trial {number} {kind}", tags=tags).info.run_id
-                params = {"kind": kind, **(trial.get("params") or {})}
-                self._log(run, params, {name: value for name, value in trial.items() if name != "number"})
+            children = [_child(trial, parent) for trial in trials]
+            store = self._client._tracking_client.store
+            if isinstance(store, SqlAlchemyStore):
+                _insert(store, experiment_id, children)
+                return
+            for name, tags, params, metrics in children:
+                run = self._client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+                self._log(run, params, metrics)
                 self._client.set_terminated(run, "FINISHED")
 
     def _log(self, run: str, params: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        at = int(time.time() * 1000)
-        numbers = [
-            Metric(_key(name), float(value), at, 0)
-            for name, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-        ]
-        words = [Param(_key(name), redact(str(value))[:_VALUE_LENGTH]) for name, value in params.items()]
+        numbers, words = _numbers(metrics), _words(params)
         for start in range(0, max(len(numbers), len(words)), _BATCH):
             part = slice(start, start + _BATCH)
             self._client.log_batch(run, metrics=numbers[part], params=words[part])
@@ -169,6 +171,60 @@ class Mirror:
                     self._client.set_registered_model_alias(name, alias, str(version))
             for alias in shown.keys() - wanted.keys():
                 self._client.delete_registered_model_alias(name, alias)
+
+
+def _child(trial: Mapping[str, Any], parent: str) -> tuple[str, dict[str, str], dict[str, Any], dict[str, Any]]:
+    """Name, tags, parameters and numbers of a trial's run."""
+    number, kind = trial.get("number"), trial.get("kind")
+    tags = {"mlflow.parentRunId": parent, "esteira.kind": str(kind)}
+    tags |= {
+        f"esteira.{key}": redact(str(trial[key]))[:_VALUE_LENGTH]
+        for key in ("origin", "state", "why", "form")
+        if trial.get(key)
+    }
+    made = {f"recipe.{key}": value for key, value in (trial.get("recipe") or {}).items()}
+    params = {"kind": kind, **(trial.get("params") or {}), **made}
+    return f"trial {number} {kind}", tags, params, {key: value for key, value in trial.items() if key != "number"}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> list[Metric]:
+    """What of them is a finite number, one a name as MLflow takes it."""
+    at = int(time.time() * 1000)
+    named = {
+        _key(name): float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    }
+    return [Metric(name, value, at, 0) for name, value in named.items()]
+
+
+def _words(params: Mapping[str, Any]) -> list[Param]:
+    """All of them as text, one a name as MLflow takes it."""
+    named = {_key(name): redact(str(value))[:_VALUE_LENGTH] for name, value in params.items()}
+    return [Param(name, text) for name, text in named.items()]
+
+
+def _insert(store: SqlAlchemyStore, experiment_id: str, children: Sequence[tuple[str, Any, Any, Any]]) -> None:
+    """Finished runs in one transaction, as MLflow 3.17 itself writes them; a test compares both ways."""
+    location = store.get_experiment(experiment_id).artifact_location.rstrip("/")
+    with store.ManagedSessionMaker(read_only=False) as session:
+        for name, tags, params, metrics in children:
+            run, at = uuid.uuid4().hex, int(time.time() * 1000)
+            rows = [
+                {"key": number.key, "value": number.value, "timestamp": number.timestamp, "step": 0, "is_nan": False}
+                for number in _numbers(metrics)
+            ]
+            session.add(
+                models.SqlRun(
+                    name=name, run_uuid=run, experiment_id=experiment_id, artifact_uri=f"{location}/{run}/artifacts",
+                    source_type="UNKNOWN", source_name="", entry_point_name="", source_version="", user_id="unknown",
+                    status="FINISHED", start_time=at, end_time=at, deleted_time=None, lifecycle_stage="active",
+                    tags=[models.SqlTag(key=key, value=value) for key, value in {**tags, "mlflow.runName": name}.items()],
+                    params=[models.SqlParam(key=word.key, value=word.value) for word in _words(params)],
+                    metrics=[models.SqlMetric(**row) for row in rows],
+                    latest_metrics=[models.SqlLatestMetric(**row) for row in rows],
+                )
+            )  # fmt: skip
 
 
 def mlmodel(manifest: Mapping[str, Any], bundle_id: str, run: str) -> str:

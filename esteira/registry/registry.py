@@ -369,7 +369,7 @@ class Registry:
             run, source, marked = shown[number]
             if number > last and run and all(marked.get(key) == tags[key] for key in ("run_id", "bundle_id")):
                 # A former attempt was cut off just before its row.
-                mirror.finish_run(run, "FINISHED", {"version": str(number)})
+                mirror.finish_run(run, "FINISHED", _pointer(name, number))
                 return number, artefacts.bundle_uri(source), run
         root = self._settings.artifacts
         location = root if root.startswith("s3://") else artefacts.local_root(root).as_uri()
@@ -400,7 +400,7 @@ class Registry:
                     where="ESTEIRA_MLFLOW_URI",
                     cure="see that only one Esteira store uses this MLflow, then run again",
                 )
-            mirror.finish_run(run, "FINISHED", {"version": str(number)})
+            mirror.finish_run(run, "FINISHED", _pointer(name, number))
         except EsteiraError:
             try:
                 mirror.finish_run(run, "FAILED")
@@ -473,6 +473,11 @@ class Registry:
             return
         for alias in pending:
             self.store.alias_mirrored(line, alias.alias, alias.version)
+
+
+def _pointer(name: str, number: int) -> dict[str, str]:
+    """Tags by which a run in MLflow, whose children are the trials, names the version that the best of them became."""
+    return {"version": str(number), "best_model_id": f"models:/{name}/{number}"}
 
 
 def _known(alias: str) -> str:

@@ -100,7 +100,7 @@ def fit_contract(contract: "TableContract", frame: "pd.DataFrame", truths: Any, 
         y,
         task=task,
         categorical=decoder.categorical,
-        candidates=model.candidates(task, len(x)),
+        candidates=model.candidates(),
         metric=metric,
         **search_with,
     )
@@ -199,7 +199,7 @@ class Tabular:
         """What model.py declares."""
         from families.tabular import model
 
-        return model.candidates(task, n_rows)
+        return model.candidates()
 
     def metric(self, task: "Task") -> str:
         """roc_auc (two classes), f1_macro (more) or r2 (regression)."""

@@ -197,6 +197,9 @@ class _Cells:
         else:
             codes, index = pd.factorize(series)
             values = index.tolist()
+            if isinstance(series.dtype, np.dtype) and series.dtype.kind in "iuf":
+                # Numbers have no blanks to strip, and no two of them are one text.
+                return cls(values, codes, np.bincount(codes[codes >= 0], minlength=len(values)))
         values = [value.strip() if isinstance(value, str) else value for value in values]
         blank = np.array([parse.is_missing(value) for value in values], dtype=bool)
         if blank.any() or len(set(map(str, values))) < len(values):

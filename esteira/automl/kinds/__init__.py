@@ -1,6 +1,7 @@
 """The kinds of estimators by name; each lives in a module of its own, imported when it is first wanted."""
 
 import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,17 @@ KINDS: Mapping[str, str] = {
 }
 """Name -> module and class below this package."""
 
+TASKS: Mapping[str, bool] = {"binary": True, "multiclass": True, "regression": False, "clustering": False}
+"""What can be asked for, and whether its answers are probabilities of classes."""
+
+LIBRARIES: Mapping[str, str] = {
+    "lightgbm": "lightgbm",
+    "xgboost": "xgboost",
+    **dict.fromkeys(("gradient_boosting", "random_forest", "extra_trees", "linear", "kmeans"), "sklearn"),
+    **dict.fromkeys(("nearest_neighbours", "neural_network"), "threadpoolctl"),
+}
+"""Name -> what its fit imports; a kind's module imports nothing heavy by itself, so this is looked for beforehand."""
+
 
 def kind(name: str) -> type[Estimator]:
     """The class of a kind.
@@ -33,16 +45,18 @@ def kind(name: str) -> type[Estimator]:
             f"a kind of estimator is one of {', '.join(KINDS)}, but got {name!r}",
             code="unknown_kind", where="train.kinds", cure="take one of these",
         )  # fmt: skip
-    module, _, symbol = KINDS[name].partition(":")
-    try:
-        found: type[Estimator] = getattr(importlib.import_module(f"esteira.automl.kinds.{module}"), symbol)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("esteira"):
-            raise
+    library = LIBRARIES.get(name)
+    if library and importlib.util.find_spec(library) is None:
         raise ConfigError(
-            f"the kind {name!r} needs the library {error.name!r}, which is not installed",
-            code="missing_library", where="train.kinds", cure=f"install {error.name}, or leave the kind out",
-        ) from error  # fmt: skip
+            f"the kind {name!r} needs the library {library!r}, which is not installed",
+            code="missing_library", where="train.kinds", cure=f"install {library}, or leave the kind out",
+        )  # fmt: skip
+    return _class(name)
+
+
+def _class(name: str) -> type[Estimator]:
+    module, _, symbol = KINDS[name].partition(":")
+    found: type[Estimator] = getattr(importlib.import_module(f"esteira.automl.kinds.{module}"), symbol)
     return found
 
 
@@ -59,11 +73,21 @@ def make(
     """An unfitted estimator.
 
     Raises:
-        ConfigError: no such kind, one that is not for this task, or a parameter that the kind does not have.
+        ConfigError: no such kind or task, one that is not for this task, or a parameter that the kind does not have.
     """
+    if task not in TASKS:
+        raise ConfigError(
+            f"a task is one of {', '.join(TASKS)}, but got {task!r}",
+            code="unknown_task", where="task", cure="take one of these",
+        )  # fmt: skip
+    if TASKS[task] != (classes is not None):
+        raise ConfigError(
+            f"{task} has {'classes' if TASKS[task] else 'no classes'}, but got classes={classes}",
+            code="wrong_task", where="task", cure="correct the task, or the label",
+        )  # fmt: skip
     found = kind(name)
     if task not in found.tasks:
-        able = ", ".join(other for other in KINDS if task in kind(other).tasks)
+        able = ", ".join(other for other in KINDS if task in _class(other).tasks)
         raise ConfigError(
             f"a kind for {task} is one of {able}, but got {name!r}",
             code="wrong_kind", where="train.kinds", cure="take one of these",

@@ -61,9 +61,12 @@ class Preparation(Protocol):
         catalogue: one dict a made feature: name, transformation, made_of, and statistics of the rows of the fit.
     """
 
-    recipe: Recipe
-    columns: Columns
-    catalogue: Sequence[Mapping[str, Any]]
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def columns(self) -> Columns: ...
+    @property
+    def catalogue(self) -> Sequence[Mapping[str, Any]]: ...
 
     def apply(self, x: Features) -> Features:
         """The given features, then the made ones: (rows, len(columns.names)) float32; x itself when nothing is made."""

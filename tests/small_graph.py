@@ -1,7 +1,4 @@
-"""The graph of a linear model with its preparation: impute, flag the missing, scale, one coefficient a category.
-
-A category's coefficient is looked up in a table, so that one-hot columns are never made; unknown codes add nothing.
-"""
+"""Graphs whose answers a test knows beforehand: a linear model of given coefficients, and one that answers every row alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,3 +69,11 @@ def graph(model: Linear, *, features: int, classes: int | None, present: Sequenc
     return built.finish(
         built.values(margin) if classes is None else built.probabilities(margin, classes, present), classes=classes
     )
+
+
+def constant(answer: NDArray[np.float64], *, features: int, classes: int | None) -> bytes:
+    """`answer` for every row: one probability a class, or one value."""
+    built = Graph(features)
+    rows = built.add("Shape", "x", start=0, end=1)
+    shape = rows if classes is None else built.add("Concat", rows, built.constant([classes], np.int64), axis=0)
+    return built.finish(built.add("Expand", built.constant(answer, np.float64), shape), classes=classes)

@@ -1,6 +1,6 @@
-"""The exact graph of a fitted scikit-learn histogram gradient boosting model, native categories included.
+"""Reads the trees of a fitted scikit-learn histogram gradient boosting model, native categories included; fits nothing.
 
-An unknown code follows the missing value's way, as the library does it. Reads the fitted trees; fits nothing.
+An unknown code follows the missing value's way, as the library does it.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esteira.onnx.graph import Graph
-from esteira.onnx.trees import LESS_OR_EQUAL, MEMBER, Tree, stump, tree_sum
+from esteira.onnx.trees import LESS_OR_EQUAL, MEMBER, Trees, join, stumps
 
 
-def graph(model: Any, *, features: int, classes: int | None, present: Sequence[int] | None = None) -> bytes:
-    """Export.
+def read(model: Any, features: int) -> Trees:
+    """The baseline and the trees; sums of them are double.
 
     Args:
         model: a fitted HistGradientBoostingClassifier, or a Regressor with squared error; `categorical_features` was a
             list of indexes, or None.
         features: width of x.
-        classes: number of classes, or None for regression.
-        present: the classes that occurred in the fit, when not all did.
     """
     order, codes = _columns(model, features)
-    baseline = np.ravel(model._baseline_prediction).astype(np.float64)
-    trees = [stump(float(value), target) for target, value in enumerate(baseline)]
+    parts = [stumps(np.ravel(model._baseline_prediction).astype(np.float64).tolist())]
     for iteration in model._predictors:
-        trees += [_tree(predictor, order, codes, target) for target, predictor in enumerate(iteration)]
-    built = Graph(features)
-    raw = tree_sum(built, built.double("x"), trees, targets=len(baseline), dtype=np.float64)
-    return built.finish(
-        built.values(raw) if classes is None else built.probabilities(raw, classes, present), classes=classes
-    )
+        parts += [_tree(predictor, order, codes, target) for target, predictor in enumerate(iteration)]
+    return join(parts)
+
+
+def depth(model: Any) -> float:
+    """The sum over trees of the mean depth at which rows of the fit ended."""
+    total = 0.0
+    for iteration in model._predictors:
+        for nodes in (predictor.nodes for predictor in iteration):
+            total += float(nodes["count"][nodes["is_leaf"] == 0].sum() / nodes["count"][0])
+    return total
 
 
 def _columns(model: Any, features: int) -> tuple[NDArray[np.int64], dict[int, NDArray[np.float64]]]:
@@ -52,7 +53,7 @@ def _mask(categorical: Sequence[int], features: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _tree(predictor: Any, order: NDArray[np.int64], codes: dict[int, NDArray[np.float64]], target: int) -> Tree:
+def _tree(predictor: Any, order: NDArray[np.int64], codes: dict[int, NDArray[np.float64]], target: int) -> Trees:
     nodes = predictor.nodes
     leaf = nodes["is_leaf"].astype(np.bool_)
     asks = nodes["is_categorical"].astype(np.bool_) & ~leaf
@@ -68,7 +69,8 @@ def _tree(predictor: Any, order: NDArray[np.int64], codes: dict[int, NDArray[np.
         encoded = np.arange(len(codes[column]))
         goes_left = (bits[encoded >> 5] >> (encoded & 31).astype(np.uint32)) & np.uint32(1) == 1
         members[int(node)] = codes[column][goes_left != missing_left[node]]
-    return Tree(
+    return Trees(
+        roots=np.zeros(1, np.int64),
         leaf=leaf,
         value=nodes["value"],
         feature=order[np.where(leaf, 0, nodes["feature_idx"])],
@@ -78,5 +80,5 @@ def _tree(predictor: Any, order: NDArray[np.int64], codes: dict[int, NDArray[np.
         no=np.where(swap, left, right),
         missing_yes=missing_left & ~asks,
         members=members,
-        target=target,
+        target=np.full(len(leaf), target),
     )

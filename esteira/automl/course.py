@@ -1,0 +1,372 @@
+"""The course of a search: what was tried and how it did, who may go on, what comes next. It decides; it does not wait."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from esteira.automl import schedule
+from esteira.automl.cost import microseconds
+from esteira.automl.evaluate import Fits, Outcome, Pruned, Watch
+from esteira.automl.kept import Predictions
+from esteira.automl.kinds import kind
+from esteira.automl.kinds.base import Cost
+from esteira.automl.prepare import Recipe
+from esteira.automl.question import Question
+from esteira.automl.study import Study
+from esteira.automl.trial import Trial
+from esteira.family import Candidate
+
+FIRST_ENTRIES = 6
+"""Entries of the portfolio before made features are tried; the others come after these."""
+RECIPES_AFTER = 5
+"""Trials after which made features are tried, on the boosting that leads by then."""
+SAMPLE_ROWS = 50_000
+"""A trial on a larger fold is first tried on so many of its rows, and goes on only when it does well there."""
+BEHIND_FIRST, BEHIND_AGAIN = 0.15, 0.03
+"""How far behind the best a trial may be on the first fold, as a share of what the best gains over the constant there; the
+first of its kind may be further behind, the less so the more rows and seconds its other folds take, and all may be where few
+rows were held (by 1 / sqrt(rows))."""
+MANY_ROWS = 20_000
+DEAR = 0.2
+"""Of the time that is left: a trial whose other folds take so much must be as good as the best."""
+KEPT = 15
+"""Trials whose predictions and models stay in memory, beside the best of each kind."""
+MODEL_BYTES = 300_000_000
+SETTLING, CURVES, ABOVE = 4.0, 4, 1.02
+"""From which progress (rounds times learning rate) on a proposal is compared with earlier trials of its kind, with how many at
+least, and how far above the median of their losses it is cut."""
+RESERVED = 0.1
+"""Of a budget in seconds: for blending, refits, export and its check."""
+# Fold fits of kinds that have not been timed yet, in units of what LightGBM takes.
+GUESSED = {
+    "constant": 0.01,
+    "linear": 0.5,
+    "nearest_neighbours": 0.5,
+    "lightgbm": 1.0,
+    "xgboost": 2.0,
+    "extra_trees": 2.0,
+}
+
+
+@dataclass(eq=False)
+class Course:
+    """The search so far. Every door of it is called by one thread, but for `fit`, which notes nothing.
+
+    Attributes:
+        done: trials that were told, in the order of telling.
+        skipped: kind -> why it was not tried.
+    """
+
+    ask: Question
+    fits: Fits
+    done: list[Trial] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    kept_recipe: Recipe = field(default_factory=Recipe)
+    recipe_base: Trial | None = None
+    fold_seconds: dict[str, float] = field(default_factory=dict)
+    predictions: Predictions | None = None
+    shared: bool = False
+    asked: int = 0
+    later: list[schedule.Entry] = field(default_factory=list)
+    undecided: bool = False
+    study: Study = field(init=False)
+
+    def open(self, storage: str) -> None:
+        """Open the study, take over what it knows, queue what is tried first."""
+        rows, width = self.ask.data.x.shape
+        able: list[Candidate] = []
+        for candidate in self.ask.candidates:
+            why = kind(candidate.kind).refuses(self.ask.data.task, rows, width, self.ask.data.classes)
+            if why and len(self.ask.candidates) > 1:
+                self.skipped[candidate.kind] = why
+            else:
+                able.append(candidate)
+        fixed = {candidate.kind: dict(candidate.defaults) for candidate in able}
+        spaces = schedule.spaces(able, self.ask.data.task, rows, width)
+        entries = schedule.first_entries(able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes)
+        name = self.ask.name() if storage else "search"
+        self.shared = bool(storage)
+        self.predictions = Predictions.beside(storage, name)
+        self.study = Study.open(storage, name=name, seed=self.ask.data.seed, spaces=spaces, fixed=fixed)
+        self.catch_up()
+        bare = any(not candidate.defaults for candidate in able)
+        self.undecided = bare
+        self.later = entries[FIRST_ENTRIES:] if bare else []
+        # What was queued before is not queued again.
+        for entry in entries[: len(entries) - len(self.later)]:
+            self.study.queue(*entry, "portfolio")
+
+    @property
+    def dealing(self) -> int:
+        """Folds of one dealing, on which every trial is scored."""
+        return len(self.ask.folds.folds) // self.ask.folds.repeats
+
+    @property
+    def large(self) -> bool:
+        """Whether a trial is first tried on a sample of the first fold."""
+        return len(self.ask.folds.folds[0].fit) > SAMPLE_ROWS
+
+    def catch_up(self) -> None:
+        """Take over what an earlier process told, or another worker meanwhile."""
+        known = {trial.proposal.number for trial in self.done}
+        for told in self.study.told():
+            if told.proposal.number in known:
+                continue
+            notes = told.notes
+            trial = Trial(
+                told.proposal,
+                scores={int(fold): score for fold, score in notes["scores"].items()},
+                rounds={int(fold): rounds for fold, rounds in notes["rounds"].items()},
+                curve=tuple((at, loss) for at, loss in notes["curve"]),
+                cost=Cost(**notes["cost"]),
+                seconds=told.seconds,
+                state=notes["state"],
+                why=told.why,
+            )
+            if self.predictions is not None and trial.scores:
+                names = {fold: f"fold{fold}" for fold in trial.scores}
+                kept = self.predictions.get(told.proposal.number, *names.values())
+                trial.predictions = {} if kept is None else {fold: kept[name] for fold, name in names.items()}
+            self.done.append(trial)
+        self._forget()
+
+    def left(self) -> float:
+        """Seconds left for trials; what comes after them is reserved."""
+        if self.ask.seconds is None:
+            return math.inf
+        leading = sorted(self.done, key=Trial.rank)[:3]
+        refits = sum(1.3 * self.fold_seconds.get(trial.proposal.kind, 0.0) for trial in leading)
+        reserved = max(RESERVED * self.ask.seconds, min(0.3 * self.ask.seconds, refits))
+        return self.ask.left - reserved
+
+    def next(self, count: int, kinds: Sequence[str] | None = None) -> list[Trial]:
+        """Trials to begin, at most so many: what waits, and what TPE makes of the kinds that lead."""
+        if self.shared:
+            self.catch_up()
+        self._queue_recipes()
+        wanted = self.leading() if kinds is None else kinds
+        proposals = self.study.ask(count, kinds=wanted, recipe=self.kept_recipe, limit=self.ask.trials)
+        self.asked = max([self.asked, *(proposal.number for proposal in proposals)])
+        return [Trial(proposal) for proposal in proposals]
+
+    @property
+    def ready(self) -> bool:
+        """Whether what comes next is known: after the first entries it is what these showed to be worth making."""
+        early = sum(trial.proposal.number <= RECIPES_AFTER for trial in self.done)
+        return not self.undecided or early >= RECIPES_AFTER or self.asked < RECIPES_AFTER
+
+    def expected(self, name: str) -> float:
+        """Seconds of a fit of this kind on a fold."""
+        if name in self.fold_seconds:
+            return self.fold_seconds[name]
+        return GUESSED.get(name, 4.0) * self.fold_seconds.get("lightgbm", 0.0)
+
+    def leading(self) -> list[str]:
+        """The kinds that lead: of the rest, proposals are wasted."""
+        best: dict[str, Trial] = {}
+        for trial in sorted(self.done, key=Trial.rank):
+            if trial.state == "complete" and trial.proposal.kind != "constant":
+                best.setdefault(trial.proposal.kind, trial)
+        return list(best)[:3]
+
+    def _queue_recipes(self) -> None:
+        """Once some have been tried: made features on the boosting that leads, one part at a time, then what helped."""
+        offered = [c for c in self.ask.candidates if not c.defaults]
+        # The first ones by number, whatever else has been told: a search that was killed goes on from the same base.
+        early = [trial for trial in self.done if trial.proposal.number <= RECIPES_AFTER]
+        if not offered or len(early) < RECIPES_AFTER:
+            return
+        if self.undecided:
+            boosted = [
+                trial
+                for trial in sorted(early, key=Trial.rank)
+                if trial.proposal.kind in schedule.BOOSTING
+                and trial.state == "complete"
+                and trial.proposal.recipe == Recipe()
+            ]
+            if boosted:
+                self.recipe_base = boosted[0]
+                for recipe in schedule.recipes(self.ask.data.columns):
+                    self.study.queue(boosted[0].proposal.kind, boosted[0].proposal.params, recipe, "recipe")
+            for entry in self.later:
+                self.study.queue(*entry, "portfolio")
+            self.later, self.undecided = [], False
+            return
+        base = self.recipe_base
+        if base is None:
+            return
+        tried = [t for t in self.done if t.proposal.origin == "recipe" and t.state == "complete"]
+        parts = [
+            trial.proposal.recipe
+            for trial in tried
+            if trial.proposal.params == base.proposal.params
+            and len(trial.scores) == len(base.scores)
+            and schedule.helps(list(trial.scores.values()), list(base.scores.values()))
+        ]
+        whole = schedule.joined(parts)
+        if whole != self.kept_recipe:
+            self.kept_recipe = whole
+            if len(parts) > 1 and not any(trial.proposal.recipe == whole for trial in self.done):
+                self.study.queue(base.proposal.kind, base.proposal.params, whole, "recipe")
+
+    def fit(
+        self,
+        job: tuple[Trial, int],
+        watch: Callable[[Trial, int], Watch | None] = lambda _trial, _fold: None,
+        most_rows: int | None = None,
+    ) -> Outcome:
+        """Fit a trial on a fold; nothing is noted."""
+        trial, fold = job
+        name, recipe = trial.proposal.kind, trial.proposal.recipe
+        return self.fits.fold(recipe, name, self._capped(trial), fold, most_rows=most_rows, watch=watch(trial, fold))
+
+    def _capped(self, trial: Trial) -> Mapping[str, Any]:
+        rows, row_us = len(self.ask.folds.folds[0].fit), self.ask.limits.row_us
+        return schedule.capped(trial.proposal.kind, trial.proposal.params, row_us, rows, self.ask.data.classes)
+
+    def watch(self) -> Callable[[Trial, int], Watch]:
+        """What looks on while a boosting is fitted: the clock, and on the first fold the curves of earlier trials."""
+        until = math.inf if self.ask.seconds is None else self.ask.began + self.ask.seconds * (1 - RESERVED)
+        curves: dict[str, list[tuple[tuple[float, float], ...]]] = {}
+        for trial in self.done:
+            if trial.state == "complete" and trial.curve:
+                curves.setdefault(trial.proposal.kind, []).append(trial.curve)
+
+        def made(trial: Trial, fold: int) -> Watch:
+            known = curves.get(trial.proposal.kind, []) if fold == 0 and trial.proposal.origin == "tpe" else []
+
+            def watch(progress: float, loss: float) -> bool:
+                losses = [_at(curve, progress) for curve in known] if progress >= SETTLING else []
+                past = [passed for passed in losses if passed is not None]
+                if len(past) >= CURVES and loss > ABOVE * float(np.median(past)):
+                    raise Pruned(
+                        f"its loss {loss:.4g} is above the median of earlier trials at progress {progress:.1f}"
+                    )
+                return until == math.inf or self.ask.clock() < until
+
+            return watch
+
+        return made
+
+    def note(self, trial: Trial, fold: int, outcome: Outcome) -> None:
+        """Keep what a fit on a fold gave."""
+        trial.seconds += outcome.seconds
+        name = trial.proposal.kind
+        if outcome.fitted is None:
+            trial.state = "pruned" if outcome.why.startswith("pruned") else "failed"
+            trial.why = outcome.why
+            return
+        self.fold_seconds[name] = max(outcome.seconds, 0.7 * self.fold_seconds.get(name, 0.0))
+        held = self.ask.data.y[self.ask.folds.folds[fold].held]
+        trial.scores[fold] = self.ask.score(held, outcome.predicted)
+        trial.predictions[fold] = outcome.predicted
+        trial.fitted[fold] = outcome.fitted
+        trial.rounds[fold] = outcome.fitted.estimator.rounds
+        cost = outcome.fitted.cost()
+        if microseconds(cost) >= microseconds(trial.cost):
+            trial.cost = cost
+        if fold == 0:
+            trial.curve = outcome.curve
+
+    def hopeless(self, trial: Trial, others: Sequence[Trial] = ()) -> str:
+        """Why a trial that was scored on the first fold need not be scored on the others; empty when it should."""
+        if 0 not in trial.scores:
+            return trial.why
+        if not self.ask.limits.allow(trial.cost):
+            return f"one answer costs {microseconds(trial.cost):.0f} us and {trial.cost.bytes:,} bytes, more than is allowed"
+        mine = trial.scores[0]
+        before = [other for other in [*self.done, *others] if other is not trial and 0 in other.scores]
+        known = [other for other in before if np.isfinite(other.scores[0])]
+        trivial = [other.scores[0] for other in known if other.proposal.kind == "constant"]
+        if trial.proposal.kind == "constant" or not np.isfinite(mine) or not trivial or len(known) < 2:
+            return ""
+        best = max(other.scores[0] for other in known)
+        gain = best - trivial[0]
+        new = all(other.proposal.kind != trial.proposal.kind or other.state != "complete" for other in self.done)
+        new = new or trial.proposal.origin == "recipe"
+        behind = self._behind(trial, new)
+        wanted = trivial[0] + (1 - behind) * gain
+        if gain > 0 and mine < wanted:
+            share = (mine - trivial[0]) / gain
+            return f"gains {share:.0%} of what the best gains over the constant on the first fold"
+        return ""
+
+    def _behind(self, trial: Trial, new: bool) -> float:
+        rows = len(self.ask.folds.folds[0].fit)
+        most = max(BEHIND_AGAIN, BEHIND_FIRST * (1 - rows / MANY_ROWS)) if new else BEHIND_AGAIN
+        behind = most + 1 / math.sqrt(len(self.ask.folds.folds[0].held))
+        if self.ask.seconds is None:
+            return behind
+        seconds = self.expected(trial.proposal.kind) * (self.dealing - 1) / (os.cpu_count() or 1)
+        return behind * max(0.0, 1 - seconds / (DEAR * max(1e-9, self.left())))
+
+    def tell(self, trial: Trial) -> None:
+        """A trial is done, for better or worse: tell the study and whoever watches."""
+        self.done.append(trial)
+        whole = trial.state == "complete" and np.isfinite(trial.score)
+        # What follows from a trial is kept before the trial is: killed in between, it is made again and leads to the same.
+        if self.predictions is not None and trial.predictions:
+            arrays = {f"fold{fold}": predicted for fold, predicted in trial.predictions.items()}
+            self.predictions.put(trial.proposal.number, arrays)
+        self._speed_up(trial)
+        self.study.tell(
+            trial.proposal,
+            score=trial.score if whole else None,
+            folds=tuple(trial.scores[fold] for fold in sorted(trial.scores)),
+            cost_us=microseconds(trial.cost),
+            bytes=trial.cost.bytes,
+            seconds=trial.seconds,
+            why=trial.why,
+            notes={
+                "scores": {str(fold): score for fold, score in trial.scores.items()},
+                "rounds": {str(fold): rounds for fold, rounds in trial.rounds.items()},
+                "curve": trial.curve,
+                "cost": asdict(trial.cost),
+                "state": trial.state,
+            },
+        )
+        if self.ask.progress is not None:
+            best = min(self.done, key=Trial.rank)
+            passed = self.ask.passed
+            row = trial.row(self.ask.sign) | {
+                "best": best.row(self.ask.sign)["score"],
+                "seconds": passed,
+                "left": None if self.ask.seconds is None else max(0.0, self.ask.seconds - passed),
+            }
+            self.ask.progress(len(self.done), self.ask.trials, row)
+
+    def _speed_up(self, trial: Trial) -> None:
+        """A boosting that had not settled when its rounds were used up is tried again with twice the learning rate."""
+        name, counts = trial.proposal.kind, kind(trial.proposal.kind).rounds_name
+        if name not in schedule.BOOSTING or trial.state != "complete" or trial.proposal.origin != "portfolio":
+            return
+        wanted = self._capped(trial).get(counts or "")
+        bare = any(c.kind == name and not c.defaults for c in self.ask.candidates)
+        if bare and wanted and trial.rounds and all((rounds or 0) >= 0.98 * wanted for rounds in trial.rounds.values()):
+            again = schedule.faster(trial.proposal.params)
+            if again is not None:
+                self.study.queue(name, again, trial.proposal.recipe, "portfolio")
+
+    def _forget(self) -> None:
+        """Drop the predictions and models of trials that will not be blended."""
+        kinds, weight = set(), 0
+        for place, trial in enumerate(sorted(self.done, key=Trial.rank)):
+            wanted = trial.state != "failed" and (place < KEPT or trial.proposal.kind not in kinds)
+            kinds.add(trial.proposal.kind)
+            weight += trial.cost.bytes * len(trial.fitted)
+            if not wanted:
+                trial.predictions = {}
+            if not wanted or weight > MODEL_BYTES:
+                trial.fitted = {}
+
+
+def _at(curve: Sequence[tuple[float, float]], progress: float) -> float | None:
+    """The loss of a curve at some progress; its best when it had ended by then."""
+    passed = [loss for at, loss in curve if at <= progress]
+    if not passed:
+        return None
+    return passed[-1] if curve[-1][0] >= progress else min(passed)
