@@ -20,7 +20,7 @@ from components import champions
 from components.evaluation import papers
 from components.evaluation.heldback import read_table
 from components.evaluation.judging import facts_of, held
-from components.evaluation.measuring import compare_champion, export_parity, importance, measure
+from components.evaluation.measuring import compare_champion, export_parity, importance, measure, row_cost
 from esteira import gate, outputs, probe
 from esteira.bundle import answerer, open_bundle, seal
 from esteira.card import card_missing, make_card, to_markdown
@@ -208,6 +208,7 @@ def evaluate(
                         "The champion learned from other data, so it may have seen some of these test rows."
                     )
             document["parity"] = export_parity(native, opened, table, measured.y)
+            document["row_cost"] = row_cost(opened)
             document["importance"] = importance(opened, table.x, measured.y, groups, document["primary"], seed=seed)
             asked = booting.measure(pairs, table.rows[: max(1, params.calls)], calls=params.calls)
 

@@ -137,6 +137,7 @@ class Made:
         golden = [*test[:9], dict.fromkeys(test[0])]
         answers = bundles.answerer(opened).answer(golden)
         files["golden.json"] = json.dumps({"rows": golden, "answers": answers}).encode()
+        files["record.json"] = json.dumps({"row_us": 20.0, "row_us_limit": 100.0}).encode()
         board = [
             {"number": 1, "kind": "linear", "params": {"C": 1.0}, "score": 0.8, "deviation": 0.01},
             {"number": 2, "kind": "constant", "params": {}, "score": 0.5, "deviation": 0.0},
@@ -285,7 +286,7 @@ class TestReleased:
         folder = released.root / "out" / "bundle"
         manifest = bundles.verify(folder, released.read("gate.json")["bundle_id"])
 
-        stages = {"graph.onnx", "decoder.json", "post.json", "golden.json"}
+        stages = {"graph.onnx", "decoder.json", "post.json", "golden.json", "record.json"}
         assert stages | {"leaderboard.json", "card.json", "card.md"} == set(manifest["files"])
         assert (LINE, "linear", "ab" * 32, "test") == tuple(
             manifest[key] for key in ("line", "method", "data_hash", "code_revision")

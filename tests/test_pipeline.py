@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from esteira.settings import load_settings
+from esteira.settings import Settings, load_settings
 from pipelines.plan import Plan
 from pipelines.reuse import Receipt, Receipts
 from pipelines.shape import NAMES, STEPS, Step
@@ -582,3 +582,50 @@ def test_recorded_runs_are_listed_shown_and_compared(project: Path, first: dict[
     assert len(shown["trials"]) >= 4
     assert shown["metrics"]["roc_auc"] == first["metrics"]["roc_auc"]
     assert {"params", "metrics"} <= set(compared)
+
+
+# MLflow loads its own rows in a way that SQLAlchemy will drop.
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.requirement("K-90")
+def test_the_best_trial_is_a_registered_model_and_its_test_rows_were_scored_once(project: Path) -> None:
+    """K-90, done when: "best_model_id points to a registered model whose test score was computed once".
+
+    The search's own words for a trial have no score of the test part; the one there is stands in metrics.json, was written by
+    the one evaluation of this bundle, and is the one that the run in the registry carries.
+    """
+    from tests.test_registry import client
+
+    document = esteira(
+        "run",
+        "tabular",
+        "--as",
+        "once",
+        *FEW,
+        "--source",
+        "data/breast_cancer.csv",
+        "--target",
+        "diagnosis",
+        "--json",
+        cwd=project,
+    )
+
+    registry = client(Settings(home=project / ".esteira"))
+    version = registry.get_model_version_by_alias("tabular--once", "champion")
+    run = registry.get_run(version.run_id)
+    bundle = Path(document["bundle"])
+    told = json.loads((project / bundle).parent.joinpath("metrics.json").read_text(encoding="utf-8"))
+    board = json.loads((project / bundle).parents[1].joinpath("train", "leaderboard.json").read_text(encoding="utf-8"))
+    verdicts = [
+        entry
+        for entry in esteira("ledger", "log", "--limit", "500", "--json", cwd=project)["entries"]
+        if entry["kind"] == "verdict" and entry["line"] == "tabular@once"
+    ]
+
+    assert f"models:/tabular--once/{version.version}" == run.data.tags["best_model_id"]
+    assert document["bundle_id"] == version.tags["bundle_id"]
+    assert 1 == len(verdicts)
+    assert ["ran"] == [step["status"] for step in document["steps"] if step["name"] == "evaluate"]
+    assert told["metrics"]["roc_auc"] == run.data.metrics["roc_auc"] == document["metrics"]["roc_auc"]
+    assert not any("test" in key for row in board for key in row)
+    # Nothing that the search was given came from the test rows.
+    assert told["rows"]["train"] + told["rows"]["test"] == 569

@@ -21,7 +21,7 @@ from esteira.automl.evaluate import Data, Fits, Watch, quiet_and_alike, side_by_
 from esteira.automl.kinds import KINDS, kind
 from esteira.automl.kinds.base import Cost, Floats
 from esteira.automl.prepare import Columns, Recipe
-from esteira.automl.schedule import BOOSTING, able, portfolio, rounds_allowed
+from esteira.automl.schedule import BOOSTING, MEMBER_SHARE, able, portfolio, rounds_allowed
 from esteira.automl.scoring import scorer
 from esteira.automl.splits import plan_folds
 from esteira.features.contract import ContractOptions
@@ -215,7 +215,7 @@ def bounded(config: Config, classes: int | None) -> dict[str, Any]:
     rounds = kind(config.kind).rounds_name
     if config.kind not in BOOSTING or rounds is None:
         return config.params
-    allowed = rounds_allowed(ROW_US, 31, classes)
+    allowed = rounds_allowed(MEMBER_SHARE * ROW_US, 31, classes)
     return {**config.params, rounds: min(int(config.params.get(rounds, kind(config.kind).parameters[rounds])), allowed)}
 
 

@@ -43,6 +43,8 @@ def facts_of(
     same = document["parity"]
     found["parity_difference"] = Fact(value=same["difference"], n=n, higher_is_better=False, reason=same["reason"])
     found["labels_differing"] = Fact(value=same["labels_differing"], n=n, higher_is_better=False, reason=same["reason"])
+    cost = document["row_cost"]
+    found["row_cost_share"] = Fact(value=cost["share"], n=1, higher_is_better=False, reason=cost["reason"])
     reason = measured.reason
     if not reason and measured.bundle_id != bundle_id:
         reason = f"the server says that it serves bundle {measured.bundle_id[:12]!r}, not {bundle_id[:12]!r}"

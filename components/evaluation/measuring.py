@@ -1,5 +1,6 @@
 """How good the exported model is on held-back rows, beside the trivial baseline, the champion and its native self. It judges nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,17 @@ def export_parity(native: NDArray[Any], opened: Bundle, table: TestTable, y: Pre
         if fine
         else f"the native model answers {native.shape}, the export {exported.shape}, or not in numbers",
     }
+
+
+def row_cost(opened: Bundle) -> dict[str, Any]:
+    """What one answer costs by the cost model, as a share of what the search was allowed: `{"us", "limit_us", "share", "reason"}`."""
+    try:
+        record = json.loads(opened.read("record.json"))
+    except KeyError:
+        reason = "the bundle has no record.json, which says what one answer costs"
+        return {"us": None, "limit_us": None, "share": None, "reason": reason}
+    spent, limit = record["row_us"], record["row_us_limit"]
+    return {"us": spent, "limit_us": limit, "share": spent / limit, "reason": ""}
 
 
 def parity(native: NDArray[Any], exported: NDArray[Any], post: Mapping[str, Any]) -> tuple[float, int]:

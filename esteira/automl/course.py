@@ -39,6 +39,8 @@ MODEL_BYTES = 300_000_000
 SETTLING, CURVES, ABOVE = 4.0, 4, 1.02
 """From which progress (rounds times learning rate) on a proposal is compared with earlier trials of its kind, with how many at
 least, and how far above the median of their losses it is cut."""
+LEAST = 0.03
+"""Of a budget in seconds: what a fit may take in any case, when it is begun."""
 RESERVED = 0.1
 """Of a budget in seconds: for blending, refits, export and its check."""
 # Fold fits of kinds that have not been timed yet, in units of what LightGBM takes.
@@ -85,8 +87,12 @@ class Course:
                 self.skipped[candidate.kind] = why
             else:
                 able.append(candidate)
-        fixed = {candidate.kind: dict(candidate.defaults) for candidate in able}
         spaces = schedule.spaces(able, self.ask.data.task, rows, width)
+        fixed = {
+            candidate.kind: schedule.standing(candidate.kind, spaces.get(candidate.kind, {}), width)
+            | dict(candidate.defaults)
+            for candidate in able
+        }
         entries = schedule.first_entries(able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes)
         name = self.ask.name() if storage else "search"
         self.shared = bool(storage)
@@ -230,7 +236,9 @@ class Course:
 
     def watch(self) -> Callable[[Trial, int], Watch]:
         """What looks on while a boosting is fitted: the clock, and on the first fold the curves of earlier trials."""
-        until = math.inf if self.ask.seconds is None else self.ask.began + self.ask.seconds * (1 - RESERVED)
+        until = math.inf
+        if self.ask.seconds is not None:
+            until = self.ask.clock() + max(self.left(), LEAST * self.ask.seconds)
         curves: dict[str, list[tuple[tuple[float, float], ...]]] = {}
         for trial in self.done:
             if trial.state == "complete" and trial.curve:

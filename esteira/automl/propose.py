@@ -4,6 +4,7 @@ First the kind, then its parameters, each by TPE (Bergstra et al., "Algorithms f
 what was told: the parameters of a kind are proposed from the trials of that kind alone. No storage is read here.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -23,6 +24,9 @@ _LATEST, _BEST = 75, 25
 # What was proposed before is no news; after so many tries in a row, what is left of a small space is looked for.
 _ATTEMPTS = 5
 _SMALL = 4096
+# Every so many proposals look at the whole space; the others at the neighbourhood of the kind's best trial so far.
+_WIDE = 3
+_NEAR_FACTOR, _NEAR_SHARE = 3.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,28 @@ def propose(
         kind = _kind(seen, left, _state(seed, number, len(left)))
         axes = {name: _Axis(name, spec) for name, spec in spaces.get(kind, {}).items()}
         base = fixed.get(kind, {})
+        if number % _WIDE:
+            axes = dict(_around(_placed(seen, kind, base, axes), axes))
         known = _placed(seen, kind, base, axes)
         for attempt in range(_ATTEMPTS if axes else 0):
             params = plain({**base, **_params(known, axes, _state(seed, number, attempt, 1))})
             if content(kind, params, recipe) not in made:
                 return kind, params
-        for values in _all(axes):
+        for values in _all({name: _Axis(name, spec) for name, spec in spaces.get(kind, {}).items()}):
             params = plain({**base, **values})
             if content(kind, params, recipe) not in made:
                 return kind, params
         left.remove(kind)
     return None
+
+
+def _around(known: Sequence[tuple[Seen, Mapping[str, Any]]], axes: Mapping[str, "_Axis"]) -> Mapping[str, "_Axis"]:
+    """The neighbourhood of the kind's best trial; everything while there is none with a score."""
+    scored = [(one.score, placed) for one, placed in known if one.score is not None and math.isfinite(one.score)]
+    if not scored:
+        return axes
+    _, best = max(scored, key=lambda pair: pair[0])
+    return {name: axis.around(best[name]) for name, axis in axes.items()}
 
 
 def _state(*parts: int) -> int:
@@ -192,6 +207,24 @@ class _Axis:
                     f"but {name!r} has {spec!r}",
                     code="bad_space", where="candidate", cure="write one of these forms",
                 )  # fmt: skip
+
+    def around(self, place: Any) -> "_Axis":
+        """The part of the axis that is near a place: on a log scale up to _NEAR_FACTOR away, else _NEAR_SHARE of the whole."""
+        if self._choices is not None:
+            return self
+        low, high = self.distribution.low, self.distribution.high
+        if self.distribution.log:
+            least, most = place / _NEAR_FACTOR, place * _NEAR_FACTOR
+        else:
+            least, most = place - _NEAR_SHARE * (high - low), place + _NEAR_SHARE * (high - low)
+        near = copy.copy(self)
+        whole = isinstance(low, int)
+        near.distribution = type(self.distribution)(
+            max(low, math.floor(least) if whole else least),
+            min(high, math.ceil(most) if whole else most),
+            log=self.distribution.log,
+        )
+        return near
 
     def place(self, value: Any) -> Any:
         """Where a value stands; None for none. A number outside counts at the nearest end: it was tried beyond it."""

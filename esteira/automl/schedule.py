@@ -15,8 +15,9 @@ from esteira.errors import ConfigError
 from esteira.family import Candidate
 
 BOOSTING = ("lightgbm", "xgboost", "gradient_boosting")
-MEMBER_SHARE = 0.7
-"""Of the row budget that one boosted member may use up, so that others find room beside it."""
+FORESTS = ("extra_trees", "random_forest")
+MEMBER_SHARE, FOREST_SHARE = 0.7, 0.5
+"""Of the row budget that one member may use up, so that others find room beside it; more trees are of less use to a forest."""
 # Per node of a tree in the graph, and how much deeper than a balanced one a grown tree is.
 MANY_CLASSES = 8
 NODE_BYTES, UNBALANCED = 16.0, 1.3
@@ -97,30 +98,29 @@ def helps(with_it: Sequence[float], without: Sequence[float]) -> bool:
 
 
 def capped(name: str, params: Mapping[str, Any], row_us: float, rows: int, classes: int | None) -> Mapping[str, Any]:
-    """Parameters with no more rounds of boosting than the row budget allows for trees of this size.
+    """Parameters with no more trees than the row budget allows for trees of this size.
 
     Args:
         row_us: microseconds that an answer of the whole model may cost.
         rows: of the fit; few rows make no large trees.
     """
-    counts = kind(name).rounds_name
-    if name not in BOOSTING or counts is None:
+    forest = name in FORESTS
+    if name not in BOOSTING and not forest:
         return params
+    counts = kind(name).rounds_name or "n_estimators"
     full = {**kind(name).parameters, **params}
-    leaves = (
-        min(int(full[word]) for word in ("num_leaves", "max_leaf_nodes") if full.get(word))
-        if name != "xgboost"
-        else 2**31
-    )
+    sizes = [int(full[word]) for word in ("num_leaves", "max_leaf_nodes") if full.get(word)]
     if (full.get("max_depth") or 0) > 0:
-        leaves = min(leaves, 2 ** min(30, int(full["max_depth"])))
-    leaves = min(leaves, max(4, rows // 10))
-    one_tree = full.get("multi_strategy") == "multi_output_tree"
-    return {**params, counts: min(int(full[counts]), rounds_allowed(row_us, leaves, None if one_tree else classes))}
+        sizes.append(2 ** min(30, int(full["max_depth"])))
+    leaves = min([*sizes, max(4, rows // (2 if forest else 10))])
+    one_tree = forest or full.get("multi_strategy") == "multi_output_tree"
+    share = FOREST_SHARE if forest else MEMBER_SHARE
+    allowed = rounds_allowed(share * row_us, leaves, None if one_tree else classes)
+    return {**params, counts: min(int(full[counts]), allowed)}
 
 
 def rounds_allowed(row_us: float, leaves: int, classes: int | None) -> int:
-    """Rounds of boosting whose answer stays within MEMBER_SHARE of a row budget, at least 20."""
+    """Trees, or rounds of a tree a class, whose answer takes so many microseconds; at least 20."""
     trees = classes if classes is not None and classes > 2 else 1
     depth = UNBALANCED * math.log2(max(2, leaves))
 
@@ -131,7 +131,7 @@ def rounds_allowed(row_us: float, leaves: int, classes: int | None) -> int:
     low, high = 20, 20_000
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if spent(middle) <= MEMBER_SHARE * row_us else (low, middle - 1)
+        low, high = (middle, high) if spent(middle) <= row_us else (low, middle - 1)
     return low
 
 
@@ -158,4 +158,17 @@ def spaces(candidates: Sequence[Candidate], task: str, rows: int, features: int)
         space = candidate.space if candidate.defaults else kind(candidate.kind).space(task, rows, features)
         if space:
             found[candidate.kind] = space
+    return found
+
+
+def standing(name: str, space: Space, features: int) -> dict[str, Any]:
+    """Where the kind's defaults stand in a space, so that a trial that leaves a parameter out has its place there."""
+    found: dict[str, Any] = {}
+    for parameter, spec in space.items():
+        value = kind(name).parameters.get(parameter)
+        if value == "sqrt":
+            value = features**-0.5
+        elif value is None:
+            value = spec[1][0] if spec[0] == "choice" else spec[1]
+        found[parameter] = value
     return found
