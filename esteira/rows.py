@@ -20,7 +20,8 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of a file, in order.
 
     Args:
-        path: `.csv`, `.csv.gz`, `.jsonl`, `.ndjson` or `.parquet`.
+        path: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json` (lines, or one array), also behind `.gz`; or `.parquet`, `.pq`.
+            Another ending counts as CSV.
         kinds: column -> kind of the contract; text cells of CSV become numbers and booleans by it. A cell that does not
             parse stays text, for the contract's check to name.
 
@@ -37,7 +38,7 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
         )
     name = path.name.lower()
     try:
-        if name.endswith(".parquet"):
+        if name.endswith((".parquet", ".pq")):
             return _parquet(path)
         raw = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -50,13 +51,32 @@ def read_rows(path: Path, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
         raise SourceError(
             f"gzip must be whole: {error}", code="bad_gzip", where=str(path), cure="fetch it again"
         ) from error
-    if name.endswith((".jsonl", ".ndjson", ".json", ".jsonl.gz")):
-        return list(_json_lines(text, path))
-    return list(_csv(text, path, kinds))
+    name = name.removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return list(_json_array(text, path) if text.lstrip().startswith("[") else _json_lines(text, path))
+    return list(_csv(text, path, kinds, "\t" if name.endswith(".tsv") else ","))
+
+
+def _json_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"rows are one JSON array of objects, or an object a line, but: {error}",
+            code="bad_json", where=str(path), cure="write one object a line",
+        ) from error  # fmt: skip
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise DataError(
+                f"each item is a JSON object, but item {number} is a {type(item).__name__}",
+                code="bad_json", where=f"{path}, item {number}", cure="write one object an item",
+            )  # fmt: skip
+        yield item
 
 
 def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: a text may hold other characters that count as ends of lines there.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -74,13 +94,15 @@ def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _csv(text: str, path: Path, kinds: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+def _csv(text: str, path: Path, kinds: Mapping[str, str], delimiter: str) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header = next(reader, None)
     if not header:
         raise DataError(
             "a CSV file starts with a header, but this one is empty", code="empty", where=str(path), cure="add rows"
         )
+    # The names that training gave them.
+    header = [name.strip() or f"unnamed_{position}" for position, name in enumerate(header, 1)]
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(
@@ -110,7 +132,8 @@ def _as_text(cell: str) -> Any:
 
 def _as_number(cell: str) -> Any:
     try:
-        return float(cell)
+        # Python reads 1_000 as a number; no contract does.
+        return cell if "_" in cell else float(cell)
     except ValueError:
         return cell
 

@@ -1,6 +1,8 @@
 """The search is seeded, bounded by trials or by seconds, honest about what it held back, and clear about what it cannot do."""
 
 import itertools
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from esteira.automl import course, drive, finish
 from esteira.automl.engine import Result, search, work
 from esteira.automl.final import difference
+from esteira.automl.kept import Predictions
 from esteira.automl.kinds import kind
 from esteira.automl.splits import Fold, Folds, plan_folds
+from esteira.automl.trial_log import TrialLog
 from esteira.errors import ConfigError, DataError
 from esteira.family import Candidate, Searched
 from esteira.features.metrics import PRIMARY
@@ -175,6 +180,61 @@ def test_a_graph_stays_below_its_size() -> None:
     assert narrow < 24_000 < wide
 
 
+def test_where_only_the_trivial_model_is_cheap_enough_it_answers() -> None:
+    found = find(max_row_us=7.0, trials=4, candidates=[FOREST, Candidate("constant")])
+
+    assert "constant" == found.best["kind"]
+    assert found.record["row_us"] <= 7.0
+
+
+def test_limits_that_no_model_keeps_are_refused_with_what_the_cheapest_costs() -> None:
+    with pytest.raises(ConfigError, match=r"must cost 5 us .* but the cheapest model found costs"):
+        find(max_row_us=5.0, trials=2, candidates=[FOREST])
+
+
+def test_a_forest_has_no_more_trees_on_all_rows_than_on_the_folds() -> None:
+    forest = Candidate("extra_trees", defaults={"n_estimators": 3000, "min_samples_leaf": 5})
+    found = find(max_row_us=40.0, trials=2, candidates=[forest, Candidate("constant")])
+
+    assert "extra_trees" == found.best["kind"]
+    assert "refit" in {row["form"] for row in tried(found)}
+    assert found.record["row_us"] <= 40.0
+
+
+def test_a_model_that_outgrows_the_limit_on_all_rows_is_answered_for_by_that_of_a_fold() -> None:
+    near = Candidate("nearest_neighbours", defaults={})
+    limits = [int(next(row["bytes"] for row in tried(find(trials=2, candidates=[near, Candidate("constant")]))
+                  if row["kind"] == "nearest_neighbours") / 0.85)]  # fmt: skip
+    found = find(trials=2, candidates=[near, Candidate("constant")], max_bytes=limits[0])
+
+    assert "nearest_neighbours" == found.best["kind"]
+    assert found.model.cost().bytes <= limits[0]
+
+
+def test_what_cannot_be_fitted_on_all_rows_answers_with_a_folds_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = kind("extra_trees").fit
+
+    def full(self: Any, x: Any, y: Any, **named: Any) -> None:
+        if len(y) == 300:
+            raise MemoryError("all rows are too many")
+        fit(self, x, y, **named)
+
+    monkeypatch.setattr(kind("extra_trees"), "fit", full)
+    monkeypatch.setattr(finish, "bags", lambda *_: set())
+    found = find(trials=2, candidates=[FOREST, Candidate("constant")])
+
+    row = next(row for row in tried(found) if row["kind"] == "extra_trees")
+    assert ("bag of 1", 1.0) == (row["form"], row["weight"])
+    assert "not fitted on all rows: MemoryError" in row["why"]
+
+
+def test_a_graph_that_answers_what_is_no_number_is_not_exact() -> None:
+    found = find("regression", candidates=[LINEAR], trials=1)
+    x, _ = rows("regression")
+
+    assert float("inf") == difference(found.graph(), lambda part: np.full(len(part), np.nan), x)
+
+
 def test_bags_answer_with_the_models_of_the_folds_where_that_is_allowed() -> None:
     forms = {row["form"] for row in find(max_row_us=1000.0, candidates=[BOOSTED], trials=2).leaderboard}
     assert "bag of 3" in forms
@@ -215,6 +275,80 @@ def test_a_budget_that_is_used_up_at_once_gives_at_least_the_trivial_model() -> 
     assert found.graph()
 
 
+def test_a_budget_that_is_used_up_before_a_large_table_is_searched_still_gives_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (course, drive):
+        monkeypatch.setattr(module, "SAMPLE_ROWS", 100)
+    ticking = itertools.count(0.0, 5.0)
+    found = find(trials=100, seconds=6.0, clock=lambda: next(ticking))
+
+    assert np.isfinite(found.best["score"])
+    assert found.graph()
+
+
+@pytest.mark.parametrize("seconds", [None, 600.0])
+def test_on_a_large_table_samples_are_judged_beside_samples(
+    seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model of whole folds scores is no measure of one that saw a sample of their rows."""
+    for module in (course, drive):
+        monkeypatch.setattr(module, "SAMPLE_ROWS", 60)
+    nearly = [
+        Candidate("lightgbm", {"min_data_in_leaf": ("int", 4, 6)}, {"min_data_in_leaf": 5, "n_estimators": 60}),
+        Candidate("constant"),
+    ]
+    x, _ = rows("regression", 3000)
+    y = np.sin(5 * np.nan_to_num(x[:, 0])) + np.nan_to_num(x[:, 1])
+    found = search(
+        x, y, task="regression", categorical=[3], candidates=nearly, metric="rmse", trials=4, seed=5, seconds=seconds,
+        folds=plan_folds(y, task="regression", seed=5, count=3, repeats=1),
+    )  # fmt: skip
+
+    assert ["complete"] * 4 == [row["state"] for row in tried(found)]
+
+
+def test_no_more_models_stay_in_memory_than_can_be_blended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "KEPT", 2)
+    held: list[int] = []
+    end = course.Course.tell
+
+    def tell(self: Any, trial: Any) -> None:
+        end(self, trial)
+        held.append(sum(bool(one.fitted) for one in self.done))
+
+    monkeypatch.setattr(course.Course, "tell", tell)
+    find(trials=12, candidates=[BOOSTED, Candidate("constant")])
+
+    assert 12 == len(held)
+    assert max(held) <= 3
+
+
+@pytest.mark.parametrize(("seconds", "tried_too"), [(1.5, False), (600.0, True)])
+def test_a_forest_which_no_clock_can_stop_is_not_begun_before_it_is_known_how_long_fits_take(
+    seconds: float, tried_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    line, trees = kind("linear").fit, kind("extra_trees").fit
+
+    def slow(self: Any, *arguments: Any, **named: Any) -> None:
+        time.sleep(0.3)
+        line(self, *arguments, **named)
+        events.append("linear")
+
+    def forest(self: Any, *arguments: Any, **named: Any) -> None:
+        events.append("forest")
+        trees(self, *arguments, **named)
+
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr(kind("linear"), "fit", slow)
+    monkeypatch.setattr(kind("extra_trees"), "fit", forest)
+    find(trials=3, seconds=seconds, candidates=[Candidate("extra_trees"), LINEAR, Candidate("constant")])
+
+    assert "linear" == events[0]
+    assert tried_too == ("forest" in events)
+
+
 def test_stop_keeps_the_best_so_far() -> None:
     seen: list[int] = []
     found = find(trials=500, progress=lambda done, _of, _row: seen.append(done), stop=lambda: len(seen) >= 6)
@@ -247,6 +381,54 @@ def test_a_killed_search_goes_on_from_its_journal_and_ends_as_if_nothing_had_hap
     assert whole.graph() == resumed.graph()
     assert whole.record == resumed.record
     assert without_time(whole) == without_time(find(**named))
+
+
+def test_a_search_killed_between_any_two_words_to_its_storage_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    words, at = 0, 0
+
+    def counted(word: Any) -> Any:
+        def said(*arguments: Any, **named: Any) -> Any:
+            nonlocal words
+            words += 1
+            if words == at:
+                raise Killed
+            return word(*arguments, **named)
+
+        return said
+
+    kinds = ("lightgbm", "xgboost", "linear", "constant")
+    named: dict[str, Any] = {"candidates": [Candidate(name) for name in kinds], "trials": 20, "n": 200}
+    whole = find(**named)
+    for owner, name in ((TrialLog, "add"), (TrialLog, "claim"), (TrialLog, "_finish"), (Predictions, "put")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    # In the middle of asking for a wave, and in the middle of telling one.
+    for at in (33, 61):
+        words, journal = 0, str(tmp_path / f"{at}.journal")
+        with pytest.raises(Killed):
+            find(**named, storage=journal)
+        resumed = find(**named, storage=journal)
+        assert without_time(whole) == without_time(resumed)
+        assert whole.graph() == resumed.graph()
+        assert whole.record == resumed.record
+
+
+def test_a_trial_for_which_there_was_no_time_is_made_by_a_later_run_with_more(tmp_path: Path) -> None:
+    def slow() -> float:
+        return next(ticking)
+
+    ticking = itertools.count(0.0, 0.5)
+    short = find(trials=8, seconds=8.0, clock=slow, storage=str(tmp_path / "study.journal"))
+    cut = [row["number"] for row in tried(short) if "no time" in row["why"] or "more than is left" in row["why"]]
+    longer = find(trials=8, storage=str(tmp_path / "study.journal"))
+
+    assert cut
+    assert list(range(1, 9)) == [row["number"] for row in tried(longer)]
+    assert not [row["why"] for row in tried(longer) if "time" in row["why"] or "is left" in row["why"]]
 
 
 def test_many_workers_share_one_study(tmp_path: Path) -> None:
@@ -285,6 +467,15 @@ def test_a_trial_that_fails_is_recorded_and_skipped(monkeypatch: pytest.MonkeyPa
     failed = next(row for row in tried(found) if row["kind"] == "extra_trees")
     assert ("failed", "ValueError: no convergence") == (failed["state"], failed["why"])
     assert found.best["score"] > 0.8
+
+
+def test_where_every_trial_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(self: Any, *arguments: Any, **named: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(kind("extra_trees"), "fit", fit)
+    with pytest.raises(DataError, match="must be fitted, but none of 1 was; MemoryError: no room"):
+        find(trials=3, candidates=[FOREST])
 
 
 def test_a_member_that_is_not_drawn_exactly_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +539,20 @@ def test_a_ratio_that_alone_tells_the_label_is_made_and_ranked_first() -> None:
 def test_what_is_not_known_is_refused_with_what_is(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         find(**changed)
+
+
+@pytest.mark.parametrize("trials", [2, 6])
+def test_a_class_of_one_row_is_scored_on_all_folds_together(trials: int) -> None:
+    """No fold alone has two classes among its held rows, but the rows of all of them have."""
+    x = np.arange(10, dtype=np.float32).reshape(5, 2)
+    found = search(
+        x, np.array([0, 0, 0, 0, 1]), task="binary", categorical=[], candidates=CANDIDATES, metric="roc_auc",
+        trials=trials, seed=1,
+    )  # fmt: skip
+
+    assert np.isfinite(found.best["score"])
+    assert (5, 2) == found.predict(x).shape
+    json.dumps([found.leaderboard, found.record], allow_nan=False)
 
 
 def test_too_few_rows_and_a_score_without_meaning_are_data_errors() -> None:

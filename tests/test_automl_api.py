@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,40 @@ def test_rows_of_a_group_stay_together() -> None:
     assert "house" not in read.featurizer.names
 
 
+def test_in_time_order_rows_of_a_group_stay_together_too() -> None:
+    frame = _table("binary")
+    frame["house"] = np.arange(len(frame)) // 4
+
+    read = table.read(table.plain(frame), "y", options=ContractOptions(group_column="house", time_column="sold"))
+
+    assert read.groups is not None
+    assert read.times is not None
+
+
+def test_a_score_of_labels_is_of_those_that_are_said() -> None:
+    """A cut below one half is found where one class is rare and both count alike."""
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=900)
+    frame = pd.DataFrame({"a": a, "y": np.where(a + rng.normal(size=900) > 2.0, "rare", "usual")})
+
+    model = fit(frame, "y", metric="balanced_accuracy", **QUICK)
+
+    assert model.found.threshold is not None
+    said = model.predict(frame)
+    truth = frame["y"].to_numpy()
+    right = [float((said[truth == label] == label).mean()) for label in ("rare", "usual")]
+    assert model.score(frame) == pytest.approx(np.mean(right))
+
+
+def test_a_search_that_had_no_time_for_all_folds_says_so() -> None:
+    whole = fit(_table("binary"), "y", **QUICK)
+    board = [{**row, "state": "pruned"} for row in whole.found.leaderboard]
+    hurried = replace(whole, found=replace(whole.found, leaderboard=board))
+
+    assert "one fold only" in hurried.warnings[0]
+    assert not any("one fold only" in word for word in whole.warnings)
+
+
 def test_text_columns_are_told_by_their_words() -> None:
     read = table.read(table.plain(_texts()), "y")
 
@@ -195,6 +230,9 @@ REFUSED: dict[str, tuple[pd.DataFrame, str, str]] = {
     "infinite labels": (_changed(y=[math.inf] * 10 + list(range(50))), "y", "infinite"),
     "missing labels": (_changed(y=[None] * 10 + ["a", "b"] * 25), "y", "too_many_bad_rows"),
     "nothing to learn from": (pd.DataFrame({"id": range(60), "one": 1, "y": [0, 1] * 30}), "y", "no_columns"),
+    "a time column that holds none": (_changed(), "y", "undecodable"),
+    "labels whose squares run over": (_changed(y=np.arange(60) * 1e200), "y", "label_too_large"),
+    "a class a row": (_changed(y=[f"c{at}" for at in range(60)]), "y", "too_many_classes"),
     "no rows": (_table("binary", 60).iloc[:0], "y", "empty_label"),
 }
 
@@ -204,12 +242,20 @@ def test_a_table_that_cannot_be_learned_from_is_refused_with_a_cure_that_is_ther
     frame, target, code = REFUSED[case]
 
     with pytest.raises(DataError) as caught:
-        fit(frame, target, **QUICK)
+        fit(frame, target, **QUICK, time_column="city" if code == "undecodable" else None)
 
     assert code == caught.value.code
     assert caught.value.cure
-    for word in ("validate.", "quarantine", "report.html", "ingest."):
+    for word in ("validate", "quarantine", "report.html", "ingest.", "parameter `", "`task"):
         assert word not in caught.value.cure
+
+
+def test_a_score_needs_labels() -> None:
+    frame = _table("binary", 60)
+    model = fit(frame, "y", **QUICK)
+
+    with pytest.raises(DataError, match="the label column must be in the table"):
+        model.score(frame.drop(columns="y"))
 
 
 def test_a_wrong_label_is_answered_with_the_nearest_name() -> None:

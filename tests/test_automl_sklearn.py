@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -20,3 +21,18 @@ EXPECTED = {"check_estimators_pickle": NO_PICKLE}
 )
 def test_it_is_an_estimator_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [("nan", "x"), ("1", "1.0"), ("NA", "1"), ("inf", "1"), ("a", "a "), (2**53, 2**53 + 1)],
+    ids=str,
+)
+def test_labels_that_a_table_would_not_tell_apart_are_told_apart(pair: tuple[Any, Any]) -> None:
+    x = np.linspace(0, 1, 40)[:, None]
+    y = np.array([pair[0]] * 20 + [pair[1]] * 20, dtype=object if isinstance(pair[0], str) else None)
+
+    model = AutoMLClassifier(**QUICK).fit(x, y)
+
+    assert (model.predict(x) == y).mean() > 0.9
+    assert set(pair) == set(model.classes_)

@@ -117,6 +117,8 @@ BAD: dict[str, tuple[dict[str, str], str, int, str]] = {
     "an unknown column of time": ({"--time-column": "when"}, "unknown_column", 2, "visits"),
     "a task that the label cannot be": ({"--task": "regression"}, "label_not_numeric", 1, "left"),
     "a storage that is away": ({"--storage": "postgresql://ana:s3cret@127.0.0.1:1/x"}, "storage_away", 2, "127.0.0.1"),
+    "a page among the files of the bundle": ({"--report": "b/page.html"}, "page_in_bundle", 2, "elsewhere"),
+    "a page that cannot be": ({"--report": "train.csv/page.html"}, "cannot_write", 2, "train.csv"),
     "a folder that cannot be": ({"--out": "train.csv/b"}, "cannot_write", 2, "train.csv"),
 }
 
@@ -143,6 +145,21 @@ def test_bad_input_gets_a_letter_and_leaves_nothing(
     assert "s3cret" not in " ".join(error.values())
     assert error["cure"]
     assert ["train.csv"] == [path.name for path in train.parent.iterdir()]
+
+
+def test_kinds_that_were_not_tried_are_no_trouble_to_a_person(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a few rows no network is made: it has a row on the leaderboard, and no number."""
+    _table(12).to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["automl", "--train", str(tmp_path / "few.csv"), "--target", "left", "--out", str(tmp_path / "b"),
+              "--max-trials", "2", "--kinds", "constant,linear,neural_network"])  # fmt: skip
+
+    said = capsys.readouterr().err
+    assert 0 == ended.value.code, said
+    assert "bundle" in said
+    assert "None" not in said
 
 
 def test_nested_cells_are_refused_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,10 +122,20 @@ def test_parts_of_a_recipe_that_have_nothing_to_work_on_are_left_out() -> None:
 
 
 def test_a_part_helps_only_beyond_one_standard_error() -> None:
-    assert schedule.helps([0.82, 0.81, 0.83], [0.80, 0.79, 0.81])
-    assert not schedule.helps([0.82, 0.78, 0.81], [0.80, 0.79, 0.81])
-    assert not schedule.helps([0.8], [0.8])
-    assert schedule.helps([0.9], [0.8])
+    def helps(with_it: list[float], without: list[float]) -> bool:
+        return schedule.helps(dict(enumerate(with_it)), dict(enumerate(without)))
+
+    assert helps([0.82, 0.81, 0.83], [0.80, 0.79, 0.81])
+    assert not helps([0.82, 0.78, 0.81], [0.80, 0.79, 0.81])
+    assert not helps([0.8], [0.8])
+    assert helps([0.9], [0.8])
+
+
+def test_a_part_is_judged_fold_by_fold_where_both_have_a_score() -> None:
+    """Under a clock folds end in any order; of a class that a fold lacks, it has no score."""
+    assert schedule.helps({2: 0.91, 0: 0.11, 1: 0.51}, {0: 0.1, 1: 0.5, 2: 0.9})
+    assert schedule.helps({0: 0.82, 1: float("nan"), 2: 0.84}, {0: 0.8, 1: float("nan"), 2: 0.82})
+    assert not schedule.helps({0: float("nan")}, {0: 0.8})
 
 
 def test_a_boosting_that_had_not_settled_is_tried_twice_as_fast_up_to_a_bound() -> None:

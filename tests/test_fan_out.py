@@ -253,7 +253,11 @@ def _optuna(storage: str) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return RDBStorage(storage) if "://" in storage else JournalStorage(JournalFileBackend(storage))
+    from esteira.automl import trial_log
+
+    if "://" not in storage:
+        return JournalStorage(JournalFileBackend(storage))
+    return RDBStorage(storage, engine_kwargs={"connect_args": trial_log._CONNECT})
 
 
 @pytest.mark.slow

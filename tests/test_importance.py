@@ -91,6 +91,25 @@ def test_equal_seeds_give_equal_importances_and_wide_tables_take_fewer_rows():
     assert {1_000_000 // 1400} == {entry["rows"] for entry in found}
 
 
+def test_columns_of_few_rows_share_a_call():
+    """1,000 calls for 1,000 columns took longer than the search that they were of."""
+    x, y, predict = linear_world(200)
+    wide = np.hstack([x, np.zeros((200, 395), np.float32)])
+    calls = []
+
+    def counted(rows):
+        calls.append(len(rows))
+        return predict(rows)
+
+    found = importance.permutation(
+        counted, wide, y, scorer("rmse", "regression", None), {f"c{at}": [at] for at in range(400)}, seed=1
+    )
+    assert len(calls) <= 101
+    assert sum(calls) == 200 + 400 * 5 * 200
+    assert "c0" in [entry["column"] for entry in found[:4]]
+    assert 0.0 == next(entry["value"] for entry in found if entry["column"] == "c9")
+
+
 def test_a_score_that_is_undefined_gives_no_importances():
     x, _, _ = linear_world(50)
     predict = lambda rows: np.tile([0.5, 0.5], (len(rows), 1))  # noqa: E731
@@ -209,8 +228,18 @@ def test_where_only_a_ratio_tells_the_label_the_made_ratio_is_ranked_first(kind)
     assert "b" in first["column"]
     assert "d" in first["column"]
     assert first["low"] > found.features[1]["high"]
-    assert len(folds.folds[-1].fit) == found.learning[-1]["rows"]
-    assert {len(folds.folds[-1].held)} == {entry["rows"] for entry in found.columns}
+    assert len(folds.folds[0].fit) == found.learning[-1]["rows"]
+    assert {len(folds.folds[0].held)} == {entry["rows"] for entry in found.columns}
+
+
+def test_a_look_in_time_order_learns_from_all_but_the_latest_rows():
+    x, y, _ = linear_world(300)
+    data = Data(x, y, "regression", None, Columns(("a", "b", "c", "d", "e")), 1)
+    folds = plan_folds(y, task="regression", seed=1, times=np.arange(300))
+    found = look(
+        data, folds, scorer("rmse", "regression", None), GROUPS, recipe=Recipe(), kind="linear", params={}
+    )  # fmt: skip
+    assert 270 == found.learning[-1]["rows"]
 
 
 def test_a_look_that_may_take_one_fit_has_importances_and_no_curve():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from esteira.automl.splits import plan_folds
 from esteira.features.contract import Column, TableContract, Target
-from esteira.features.leaks import duplicates, find_suspicions
+from esteira.features.leaks import duplicates, find_leaks, find_suspicions
 from families.tabular.contract import infer
 from tests.test_infer import EXPECTED, read
 
@@ -48,6 +48,18 @@ def test_a_number_of_rows_that_orders_the_label_is_an_identifier() -> None:
     assert ["record", "code"] == [finding.column for finding in findings]
     assert {("identifier", "warning")} == {(finding.rule, finding.severity) for finding in findings}
     assert "'record' looks like an identifier, yet its order explains 1" in findings[0].message
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1e300])
+def test_a_copy_of_the_label_is_found_whatever_its_unit(unit: float) -> None:
+    """Squares of 1e300 run over, those of 1e-300 are 0."""
+    rng = np.random.default_rng(0)
+    a, other = rng.normal(size=(2, 200))
+    frame = pd.DataFrame({"a": a * unit, "other": other * unit, "y": a * unit + other * 0.01 * unit})
+
+    found = find_leaks(frame, "y", contract({"a": "number", "other": "number"}, classes=None))
+
+    assert ["a"] == [finding.column for finding in found]
 
 
 def test_a_measured_whole_number_is_no_identifier() -> None:

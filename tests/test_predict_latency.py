@@ -127,3 +127,28 @@ def test_it_answers_the_same_where_only_the_serving_lock_is_installed(
     shares = [[float(answer[f"proba_{name}"]) for name in model.classes.tolist()] for answer in answers]  # type: ignore[union-attr]
     np.testing.assert_allclose(model.predict_proba(frame), shares, atol=1e-9)
     assert predict("--latency", "20").startswith('LATENCY {"median": ')
+
+
+def test_a_full_disk_leaves_no_answers_and_the_former_ones(tmp_path: Path) -> None:
+    """The kernel's own refusal, by a limit on the size of files, which no process can pass."""
+    import resource
+    import signal
+
+    from esteira.cli.predict import write_answers
+    from esteira.errors import OutsideError
+
+    answers = [{"prediction": "low", "probabilities": {"low": 1.0}}] * 500
+    (tmp_path / "a.csv").write_text("former", encoding="utf-8")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OutsideError) as caught:
+            write_answers(tmp_path / "a.csv", answers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+
+    assert "disk_full" == caught.value.code
+    assert ["a.csv"] == [path.name for path in tmp_path.iterdir()]
+    assert "former" == (tmp_path / "a.csv").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ def _file(folder: Path, name: str, data: str | bytes) -> Path:
 
 
 def test_cells_of_csv_become_what_the_contract_says(tmp_path: Path) -> None:
-    file = _file(tmp_path, "a.csv", "age,member,city\n31,true,Faro\n,False,\n x7 ,maybe,1\n")
+    file = _file(tmp_path, "a.csv", "age,member,city\n31,true,Faro\n,False,\n x7 ,maybe,1\n1_0,,\n")
 
     rows = read_rows(file, KINDS)
 
@@ -26,6 +26,7 @@ def test_cells_of_csv_become_what_the_contract_says(tmp_path: Path) -> None:
         {"age": 31.0, "member": True, "city": "Faro"},
         {"age": None, "member": False, "city": None},
         {"age": "x7", "member": "maybe", "city": "1"},
+        {"age": "1_0", "member": None, "city": None},
     ] == rows
 
 
@@ -33,6 +34,32 @@ def test_gzip_and_a_byte_order_mark_are_read_as_what_they_hold(tmp_path: Path) -
     file = _file(tmp_path, "a.csv.gz", gzip.compress("\ufeffage\n1\n".encode()))
 
     assert [{"age": 1.0}] == read_rows(file, KINDS)
+
+
+def test_columns_have_the_names_that_training_gave_them(tmp_path: Path) -> None:
+    file = _file(tmp_path, "a.csv", " age ,,city\n31,x,Faro\n")
+
+    assert [{"age": 31.0, "unnamed_2": "x", "city": "Faro"}] == read_rows(file, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.tsv", b"age\tcity\n31\tFaro, sul\n"),
+        ("a.tsv.gz", gzip.compress(b"age\tcity\n31\tFaro, sul\n")),
+        ("a.json", b' [{"age": 31, "city": "Faro, sul"}]'),
+        ("a.ndjson.gz", gzip.compress(b'{"age": 31, "city": "Faro, sul"}\n')),
+    ],
+    ids=["tsv", "tsv.gz", "json", "ndjson.gz"],
+)
+def test_what_could_be_trained_on_can_be_answered(name: str, data: bytes, tmp_path: Path) -> None:
+    assert [{"age": 31, "city": "Faro, sul"}] == read_rows(_file(tmp_path, name, data), KINDS)
+
+
+def test_a_line_of_json_may_hold_any_sign_of_a_new_line_but_its_own(tmp_path: Path) -> None:
+    file = _file(tmp_path, "a.jsonl", '{"city": "Faro\u2028sul\x85"}\n')
+
+    assert [{"city": "Faro\u2028sul\x85"}] == read_rows(file, KINDS)
 
 
 def test_json_lines_keep_nested_values(tmp_path: Path) -> None:
@@ -48,6 +75,8 @@ def test_json_lines_keep_nested_values(tmp_path: Path) -> None:
         ("a.csv", "age,age\n1,2\n", "duplicate_column"),
         ("a.csv", "", "empty"),
         ("a.jsonl", "{}\n[1]\n", "bad_json"),
+        ("a.json", "[1]", "bad_json"),
+        ("a.json", "[{}", "bad_json"),
         ("a.jsonl", "{}\n{oops\n", "bad_json"),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 
 from esteira.automl import bundle_files, table
 from esteira.automl.table import FAMILY, Table
+from esteira.checks import require_target
 from esteira.errors import ConfigError
 from esteira.family import Candidate
 from esteira.features.answers import said
@@ -35,6 +36,7 @@ SECONDS = 60.0
 MAX_ROW_US = 100.0
 MAX_BYTES = 50_000_000
 MAX_TRIALS = 10_000
+_CUT = "no model was tried on all folds in the time given, so its score is of one fold only: give more seconds"
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
@@ -80,11 +82,14 @@ class AutoML:
 
     @property
     def warnings(self) -> list[str]:
-        """What people should know of the table, near-copies of the label first."""
-        return [
+        """What people should know of the table, near-copies of the label first; before these, of the search."""
+        said_of = [
             f"column {finding.column!r}: {finding.message}" if finding.column else finding.message
             for finding in self.table.findings
         ]
+        if any(row["weight"] and row["state"] == "pruned" for row in self.found.leaderboard):
+            said_of.insert(0, _CUT)
+        return said_of
 
     @property
     def classes(self) -> "NDArray[Any] | None":
@@ -129,13 +134,21 @@ class AutoML:
             frame: rows.
             truths: their labels; by default the frame's own column of that name.
             metric: a score of the task; by default the one that the search went by.
+
+        Raises:
+            DataError: there are no labels, or one is no class of the model.
+            ConfigError: no such metric.
         """
         from esteira.automl.scoring import scorer
 
         target = self.table.contract.target
-        labels = frame[target.name] if truths is None else truths
-        y = encode_labels(labels, target)
-        return scorer(metric or self.metric, self.task, self.table.classes)(y, self._predicted(frame))
+        if truths is None:
+            known = table.plain(frame)
+            require_target(list(known.columns), target.name, "score")
+            truths = known[target.name]
+        y = encode_labels(truths, target)
+        judge = scorer(metric or self.metric, self.task, self.table.classes, threshold=self.found.threshold)
+        return judge(y, self._predicted(frame))
 
     def export(self, path: str | Path, *, force: bool = False) -> str:
         """Write the bundle into a new or empty folder, whole or not at all.

@@ -17,7 +17,7 @@ from esteira.automl.model_files import dumped, leaderboard, model_files
 from esteira.automl.search_page import judged_rows
 from esteira.automl.table import FAMILY, Table
 from esteira.card import make_card, to_markdown
-from esteira.errors import OutsideError, Refused
+from esteira.errors import ConfigError, OutsideError, Refused
 from esteira.features.metrics import Classified, Estimated, baseline, per_class, scores
 from esteira.origin import code_revision, dependencies
 from esteira.probe import difference
@@ -148,11 +148,34 @@ def check_place(folder: Path, *, force: bool = False) -> None:
             raise _taken(folder, "it holds other files", "name an empty or a new folder")
         if not force:
             raise _taken(folder, "it holds a bundle", "name another folder, or say --force to replace the bundle")
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    _require_writable(folder)
+
+
+def check_page(page: Path, folder: Path) -> None:
+    """Refuse a place where a page may not go, before time is spent on a search.
+
+    Args:
+        page: the file.
+        folder: of the bundle, which is sealed: nothing may be put there beside it.
+
+    Raises:
+        ConfigError: it lies in the bundle's folder.
+        OutsideError: the folder above cannot be written.
+    """
+    if folder.resolve() in page.resolve().parents:
+        raise ConfigError(
+            "a bundle's folder holds nothing but the bundle, but the page is to lie there",
+            code="page_in_bundle", where=str(page), cure="name a file elsewhere",
+        )  # fmt: skip
+    _require_writable(page)
+
+
+def _require_writable(path: Path) -> None:
+    above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise OutsideError(
-            f"a bundle's folder must be writable, but {above.name or above} may not be written to",
-            code="cannot_write", where=str(folder), cure="name another place, or ask for the right to write there",
+            f"the folder above must be writable, but {above.name or above} may not be written to",
+            code="cannot_write", where=str(path), cure="name another place, or ask for the right to write there",
         )  # fmt: skip
 
 

@@ -22,8 +22,9 @@ from esteira.family import Candidate
 
 FIRST_ENTRIES = 6
 """Entries of the portfolio before made features are tried; the others come after these."""
-RECIPES_AFTER = 5
-"""Trials after which made features are tried, on the boosting that leads by then."""
+RECIPES_AFTER = FIRST_ENTRIES
+"""Trials after which made features are tried, on the boosting that leads by then: whole waves, so that none of them is half
+told when a search is killed."""
 SAMPLE_ROWS = 50_000
 """A trial on a larger fold is first tried on so many of its rows, and goes on only when it does well there."""
 BEHIND_FIRST, BEHIND_AGAIN = 0.15, 0.03
@@ -132,7 +133,11 @@ class Course:
                 seconds=told.seconds,
                 state=notes["state"],
                 why=told.why,
+                sampled=notes["sampled"],
+                pooled=notes["pooled"],
             )
+            if trial.scores:
+                self._took(trial.proposal.kind, trial.seconds / len(trial.scores))
             if self.predictions is not None and trial.scores:
                 names = {fold: f"fold{fold}" for fold in trial.scores}
                 kept = self.predictions.get(told.proposal.number, *names.values())
@@ -153,7 +158,9 @@ class Course:
         """Trials to begin, at most so many: what waits, and what TPE makes of the kinds that lead."""
         if self.shared:
             self.catch_up()
-        self._queue_recipes()
+        # What a killed search had begun comes first: what follows from a wave is decided when all of it is told.
+        if not self.study.left_behind():
+            self._queue_recipes()
         wanted = self.leading() if kinds is None else kinds
         proposals = self.study.ask(count, kinds=wanted, recipe=self.kept_recipe, limit=self.ask.trials)
         self.asked = max([self.asked, *(proposal.number for proposal in proposals)])
@@ -165,11 +172,23 @@ class Course:
         early = sum(trial.proposal.number <= RECIPES_AFTER for trial in self.done)
         return not self.undecided or early >= RECIPES_AFTER or self.asked < RECIPES_AFTER
 
+    def _took(self, name: str, seconds: float) -> None:
+        self.fold_seconds[name] = max(seconds, 0.7 * self.fold_seconds.get(name, 0.0))
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is known how long fits take, the trivial model's aside."""
+        return len(self.done) >= 2 or any(name != "constant" for name in self.fold_seconds)
+
     def expected(self, name: str) -> float:
         """Seconds of a fit of this kind on a fold."""
         if name in self.fold_seconds:
             return self.fold_seconds[name]
-        return GUESSED.get(name, 4.0) * self.fold_seconds.get("lightgbm", 0.0)
+        unit = self.fold_seconds.get("lightgbm")
+        if unit is None and kind(name).rounds_name is None:
+            # A boosting can be stopped by the clock, a forest not: what is known of others must do.
+            unit = self.fold_seconds.get("linear", 0.0) / GUESSED["linear"]
+        return GUESSED.get(name, 4.0) * (unit or 0.0)
 
     def leading(self) -> list[str]:
         """The kinds that lead: of the rest, proposals are wasted."""
@@ -209,9 +228,7 @@ class Course:
         parts = [
             trial.proposal.recipe
             for trial in tried
-            if trial.proposal.params == base.proposal.params
-            and len(trial.scores) == len(base.scores)
-            and schedule.helps(list(trial.scores.values()), list(base.scores.values()))
+            if trial.proposal.params == base.proposal.params and schedule.helps(trial.scores, base.scores)
         ]
         whole = schedule.joined(parts)
         if whole != self.kept_recipe:
@@ -228,24 +245,34 @@ class Course:
         """Fit a trial on a fold; nothing is noted."""
         trial, fold = job
         name, recipe = trial.proposal.kind, trial.proposal.recipe
-        return self.fits.fold(recipe, name, self._capped(trial), fold, most_rows=most_rows, watch=watch(trial, fold))
+        return self.fits.fold(recipe, name, self.params(trial), fold, most_rows=most_rows, watch=watch(trial, fold))
 
-    def _capped(self, trial: Trial) -> Mapping[str, Any]:
+    def params(self, trial: Trial) -> Mapping[str, Any]:
+        """Of a trial, with no more trees than an answer may visit."""
         rows, row_us = len(self.ask.folds.folds[0].fit), self.ask.limits.row_us
         return schedule.capped(trial.proposal.kind, trial.proposal.params, row_us, rows, self.ask.data.classes)
 
-    def watch(self) -> Callable[[Trial, int], Watch]:
-        """What looks on while a boosting is fitted: the clock, and on the first fold the curves of earlier trials."""
+    def watch(self, behind: int = 0) -> Callable[[Trial, int], Watch]:
+        """What looks on while a boosting is fitted: the clock, and on the first fold the curves of earlier trials.
+
+        Args:
+            behind: only of trials that are so many numbers before: these were told, whether the search was killed meanwhile or not.
+        """
         until = math.inf
         if self.ask.seconds is not None:
             until = self.ask.clock() + max(self.left(), LEAST * self.ask.seconds)
-        curves: dict[str, list[tuple[tuple[float, float], ...]]] = {}
+        curves: dict[str, list[tuple[int, tuple[tuple[float, float], ...]]]] = {}
         for trial in self.done:
             if trial.state == "complete" and trial.curve:
-                curves.setdefault(trial.proposal.kind, []).append(trial.curve)
+                curves.setdefault(trial.proposal.kind, []).append((trial.proposal.number, trial.curve))
 
         def made(trial: Trial, fold: int) -> Watch:
-            known = curves.get(trial.proposal.kind, []) if fold == 0 and trial.proposal.origin == "tpe" else []
+            # A sample's curve is no match for those of whole folds.
+            compared = fold == 0 and trial.proposal.origin == "tpe" and (not self.large or trial.sampled is not None)
+            last = trial.proposal.number - behind
+            known = (
+                [curve for number, curve in curves.get(trial.proposal.kind, ()) if number <= last] if compared else []
+            )
 
             def watch(progress: float, loss: float) -> bool:
                 losses = [_at(curve, progress) for curve in known] if progress >= SETTLING else []
@@ -260,15 +287,21 @@ class Course:
 
         return made
 
-    def note(self, trial: Trial, fold: int, outcome: Outcome) -> None:
-        """Keep what a fit on a fold gave."""
+    def note(self, trial: Trial, fold: int, outcome: Outcome, share: float = 1.0) -> None:
+        """Keep what a fit on a fold gave.
+
+        Args:
+            share: of the fold's rows, what was fitted on.
+        """
         trial.seconds += outcome.seconds
         name = trial.proposal.kind
         if outcome.fitted is None:
             trial.state = "pruned" if outcome.why.startswith("pruned") else "failed"
             trial.why = outcome.why
+            if outcome.seconds > self.expected(name):
+                self._took(name, outcome.seconds)
             return
-        self.fold_seconds[name] = max(outcome.seconds, 0.7 * self.fold_seconds.get(name, 0.0))
+        self._took(name, outcome.seconds / share)
         held = self.ask.data.y[self.ask.folds.folds[fold].held]
         trial.scores[fold] = self.ask.score(held, outcome.predicted)
         trial.predictions[fold] = outcome.predicted
@@ -279,22 +312,45 @@ class Course:
             trial.cost = cost
         if fold == 0:
             trial.curve = outcome.curve
+        if not np.isfinite(trial.score) and set(range(self.dealing)) <= set(trial.predictions):
+            trial.pooled = self._pooled(trial)
 
-    def hopeless(self, trial: Trial, others: Sequence[Trial] = ()) -> str:
-        """Why a trial that was scored on the first fold need not be scored on the others; empty when it should."""
+    def _pooled(self, trial: Trial) -> float | None:
+        """The score of all folds' rows together, where no fold alone has one: a class of so few rows that folds lack it."""
+        folds = range(self.dealing)
+        held = np.concatenate([self.ask.folds.folds[fold].held for fold in folds])
+        score = self.ask.score(self.ask.data.y[held], np.concatenate([trial.predictions[fold] for fold in folds]))
+        return float(score) if np.isfinite(score) else None
+
+    def hopeless(self, trial: Trial, others: Sequence[Trial] = (), *, sample: bool = False) -> str:
+        """Why a trial that was scored on the first fold need not be scored on the others; empty when it should.
+
+        Args:
+            sample: judge by the scores of models that were fitted on a sample of the fold, each beside its like.
+        """
+
+        def first(one: Trial) -> float:
+            score = one.sampled if sample else one.scores.get(0)
+            return float("nan") if score is None else score
+
         if 0 not in trial.scores:
             return trial.why
         if not self.ask.limits.allow(trial.cost):
             return f"one answer costs {microseconds(trial.cost):.0f} us and {trial.cost.bytes:,} bytes, more than is allowed"
-        mine = trial.scores[0]
-        before = [other for other in [*self.done, *others] if other is not trial and 0 in other.scores]
-        known = [other for other in before if np.isfinite(other.scores[0])]
-        trivial = [other.scores[0] for other in known if other.proposal.kind == "constant"]
+        mine = first(trial)
+        before = [other for other in [*self.done, *others] if other is not trial]
+        known = [other for other in before if np.isfinite(first(other))]
+        trivial = [first(other) for other in known if other.proposal.kind == "constant"]
         if trial.proposal.kind == "constant" or not np.isfinite(mine) or not trivial or len(known) < 2:
             return ""
-        best = max(other.scores[0] for other in known)
+        best = max(first(other) for other in known)
         gain = best - trivial[0]
-        new = all(other.proposal.kind != trial.proposal.kind or other.state != "complete" for other in self.done)
+        # By number, not by what has been told: a wave of which a killed search told a part is judged as it was.
+        number, name = trial.proposal.number, trial.proposal.kind
+        new = all(
+            other.proposal.kind != name or other.state != "complete" or other.proposal.number > number
+            for other in before
+        )
         new = new or trial.proposal.origin == "recipe"
         behind = self._behind(trial, new)
         wanted = trivial[0] + (1 - behind) * gain
@@ -314,7 +370,6 @@ class Course:
 
     def tell(self, trial: Trial) -> None:
         """A trial is done, for better or worse: tell the study and whoever watches."""
-        self.done.append(trial)
         whole = trial.state == "complete" and np.isfinite(trial.score)
         # What follows from a trial is kept before the trial is: killed in between, it is made again and leads to the same.
         if self.predictions is not None and trial.predictions:
@@ -335,8 +390,20 @@ class Course:
                 "curve": trial.curve,
                 "cost": asdict(trial.cost),
                 "state": trial.state,
+                "sampled": trial.sampled,
+                "pooled": trial.pooled,
             },
         )
+        self._end(trial)
+
+    def put_off(self, trial: Trial, why: str) -> None:
+        """No time for a trial: it is not told, so that a later run with more seconds makes it."""
+        trial.state, trial.why = "pruned", why
+        self._end(trial)
+
+    def _end(self, trial: Trial) -> None:
+        self.done.append(trial)
+        self._forget()
         if self.ask.progress is not None:
             best = min(self.done, key=Trial.rank)
             passed = self.ask.passed
@@ -352,7 +419,7 @@ class Course:
         name, counts = trial.proposal.kind, kind(trial.proposal.kind).rounds_name
         if name not in schedule.BOOSTING or trial.state != "complete" or trial.proposal.origin != "portfolio":
             return
-        wanted = self._capped(trial).get(counts or "")
+        wanted = self.params(trial).get(counts or "")
         bare = any(c.kind == name and not c.defaults for c in self.ask.candidates)
         if bare and wanted and trial.rounds and all((rounds or 0) >= 0.98 * wanted for rounds in trial.rounds.values()):
             again = schedule.faster(trial.proposal.params)

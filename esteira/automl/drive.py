@@ -40,7 +40,7 @@ def _by_trials(course: Course) -> None:
     waiting: list[Trial] = []
     while True:
         stop = course.ask.stop() and bool(course.done)
-        batch = course.next(BATCH if course.asked else FIRST) if not stop and course.ready else []
+        batch = course.next(BATCH if course.asked or course.done else FIRST) if not stop and course.ready else []
         if not batch and not waiting:
             # Another worker may be at the last ones, or may have died at them.
             if course.shared and not stop and course.study.wait():
@@ -52,7 +52,7 @@ def _by_trials(course: Course) -> None:
         jobs += [(trial, 0) for trial in batch]
         # The slow first, so that no core waits for one at the end; what comes out does not depend on it.
         jobs.sort(key=lambda job: -course.expected(job[0].proposal.kind))
-        fit = partial(course.fit, watch=course.watch())
+        fit = partial(course.fit, watch=course.watch(behind=2 * BATCH))
         for (trial, fold), outcome in zip(jobs, side_by_side(fit, jobs), strict=True):
             course.note(trial, fold, outcome)
         for trial in waiting:
@@ -65,10 +65,10 @@ def _by_trials(course: Course) -> None:
                 course.tell(trial)
 
 
-def _goes_on(course: Course, trial: Trial, others: list[Trial]) -> bool:
+def _goes_on(course: Course, trial: Trial, others: list[Trial], *, sample: bool = False) -> bool:
     """Judge a trial by the folds that it was scored on."""
     if trial.state == "complete":
-        cut = course.hopeless(trial, others)
+        cut = course.hopeless(trial, others, sample=sample)
         if cut:
             trial.state, trial.why = "pruned", cut
     return trial.state == "complete"
@@ -79,7 +79,7 @@ def _sampled(course: Course, batch: list[Trial]) -> list[Trial]:
     watch = course.watch()
     outcomes = side_by_side(lambda trial: course.fit((trial, 0), watch, most_rows=SAMPLE_ROWS), batch)
     for trial, outcome in zip(batch, outcomes, strict=True):
-        course.note(trial, 0, outcome)
+        _note_sample(course, trial, outcome)
     good = []
     for trial in batch:
         if _passed_sample(course, trial, batch):
@@ -89,8 +89,13 @@ def _sampled(course: Course, batch: list[Trial]) -> list[Trial]:
     return good
 
 
+def _note_sample(course: Course, trial: Trial, outcome: Outcome) -> None:
+    course.note(trial, 0, outcome, share=SAMPLE_ROWS / len(course.ask.folds.folds[0].fit))
+    trial.sampled = trial.scores.get(0)
+
+
 def _passed_sample(course: Course, trial: Trial, others: list[Trial]) -> bool:
-    good = _goes_on(course, trial, others)
+    good = _goes_on(course, trial, others, sample=True)
     if good:
         trial.scores, trial.predictions, trial.fitted, trial.rounds = {}, {}, {}, {}
     else:
@@ -118,11 +123,13 @@ def _by_clock(course: Course) -> None:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 trial, fold = running.pop(future)
-                course.note(trial, max(0, fold), future.result())
+                if fold == SAMPLE:
+                    _note_sample(course, trial, future.result())
+                else:
+                    course.note(trial, fold, future.result())
                 _settle(course, trial, fold, begun, [other for other, _ in running.values()])
     for trial in begun:
-        trial.state, trial.why = "pruned", "no time for the other folds"
-        course.tell(trial)
+        course.put_off(trial, "no time for the other folds")
 
 
 def _next_job(
@@ -131,13 +138,17 @@ def _next_job(
     if course.done and (course.ask.stop() or course.left() <= 0):
         return None
     busy = list(running.values())
+    first = min(begun, key=lambda trial: trial.proposal.number, default=None)
     for trial in sorted(begun, key=lambda trial: (-trial.score, trial.proposal.number)):
         for fold in range(course.dealing):
+            trivial = trial.proposal.kind == "constant"
             fits = course.expected(trial.proposal.kind) <= course.left()
+            # Whatever the time, there is an answer.
+            fits = fits or (not course.done and trial is first and (fold == 0 or trivial))
             if fold not in trial.scores and (trial, fold) not in busy and fits:
                 return trial, fold
-    # Whatever the time, there is an answer: the trivial model, and one that is quick to fit, before anything else.
-    while course.ready and (len(course.done) >= FIRST or len(begun) + len(busy) < FIRST):
+    # The trivial model, and one that is quick to fit; until it is known how long it takes, nobody knows of others.
+    while course.ready and (course.timed or len(course.done) + len({*begun, *(trial for trial, _ in busy)}) < FIRST):
         left = course.left() if course.done else float("inf")
         kinds = [name for name in course.leading() if course.expected(name) <= 0.5 * left]
         found = course.next(1, kinds)
@@ -147,8 +158,7 @@ def _next_job(
         expected = course.expected(trial.proposal.kind)
         if expected <= 0.7 * left:
             return trial, SAMPLE if course.large else 0
-        trial.state, trial.why = "pruned", f"takes about {expected:.0f} s a fold, more than is left"
-        course.tell(trial)
+        course.put_off(trial, f"takes about {expected:.0f} s a fold, more than is left")
     return None
 
 
@@ -188,7 +198,7 @@ def deepen(course: Course) -> None:
         for trial in sorted(course.done, key=Trial.rank)
         if trial.state == "complete" and trial.proposal.kind != "constant" and np.isfinite(trial.score)
     ]
-    for dealing in range(1, course.ask.folds.repeats):
+    for dealing in range(1, course.ask.folds.repeats if not course.ask.stop() else 1):
         folds = range(dealing * course.dealing, (dealing + 1) * course.dealing)
         for start in range(0, min(DEEPENED, len(ranked)), 2):
             pair = ranked[start : start + 2]

@@ -73,8 +73,9 @@ def search(
         clock: seconds; only looked at when `seconds` is given, and for what is told of times.
 
     Raises:
-        ConfigError: no trials or candidates, an unknown metric, kind or parameter, a budget that is not above 0.
-        DataError: fewer than 4 rows, or the metric is undefined on every held-back fold.
+        ConfigError: no trials or candidates, an unknown metric, kind or parameter, a budget that is not above 0, limits that no
+            model keeps.
+        DataError: fewer than 4 rows, nothing could be fitted, or the metric is undefined on all held-back rows.
     """
     question = _question(
         x, y, task, categorical, candidates, metric, trials, seed, classes, folds, progress, names, texts, seconds,

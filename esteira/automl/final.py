@@ -123,7 +123,8 @@ def fit_into(members: Sequence[Member], limits: Limits, singles: Callable[[Membe
 def difference(graph: bytes, native: Callable[[Features], Floats], x: Features) -> float:
     """Largest difference between a graph and what it was drawn of, on these rows together and on some one by one.
 
-    Of values, relative to their size where that is above 1; infinite where one label of the classes differs.
+    Of values, relative to their size where that is above 1; infinite where one label of the classes differs, and where either
+    is not a number.
     """
     import onnxruntime
 
@@ -141,7 +142,10 @@ def difference(graph: bytes, native: Callable[[Features], Floats], x: Features) 
     for found, wanted in ((drawn, expected), (single, expected[: len(single)])):
         if wanted.ndim == 2 and bool((found.argmax(axis=1) != wanted.argmax(axis=1)).any()):
             return float("inf")
-        worst = max(worst, float(np.max(np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted)), initial=0.0)))
+        gaps = np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
+        if not np.isfinite(gaps).all():
+            return float("inf")
+        worst = max(worst, float(np.max(gaps, initial=0.0)))
     return worst
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esteira.automl import calibrate, threshold
+from esteira.automl.cost import microseconds
 from esteira.automl.course import KEPT, Course
 from esteira.automl.ensemble import Limits, choose, mean
 from esteira.automl.evaluate import quiet_and_alike, side_by_side
@@ -19,7 +20,7 @@ from esteira.automl.question import LABELS_ONLY, Question
 from esteira.automl.scoring import scorer
 from esteira.automl.study import Proposal
 from esteira.automl.trial import Trial
-from esteira.errors import DataError
+from esteira.errors import ConfigError, DataError
 
 CHECKED_ROWS = 200
 PLANNED = 0.9
@@ -74,7 +75,8 @@ class Finish:
         """Blend the best of what can be drawn exactly.
 
         Raises:
-            DataError: no trial has a score.
+            ConfigError: no model keeps the limits.
+            DataError: no trial was fitted, or none has a score.
         """
         usable = self._usable()
         while usable:
@@ -87,6 +89,11 @@ class Finish:
                 trial.state = "failed"
             usable = [trial for trial in usable if trial not in bad]
         why = next((trial.why for trial in self.course.done if trial.why), "")
+        if not any(trial.scores for trial in self.course.done):
+            raise DataError(
+                f"one trial at least must be fitted, but none of {len(self.course.done)} was; {why}",
+                code="no_model", where="train", cure="see to the reason, or let more kinds of estimators enter",
+            )  # fmt: skip
         raise DataError(
             f"{self.ask.metric} must be defined on held-back rows, but it was on none of {len(self.ask.folds.folds)} folds"
             + (f"; {why}" if why else ""),
@@ -105,7 +112,7 @@ class Finish:
         # A resumed search may have scores of which the predictions are lost; they are made again where they lead.
         for trial in scored[:KEPT]:
             missing = [fold for fold in range(self.course.dealing) if fold not in trial.predictions]
-            if missing and self.course.left() > 0:
+            if missing and self.course.expected(trial.proposal.kind) * len(missing) < self.course.left():
                 self._fit_again(trial, missing)
         whole = [trial for trial in scored if self._dealings(trial)]
         if any(trial.proposal.kind != "constant" for trial in whole):
@@ -154,14 +161,15 @@ class Finish:
             if len(members) < KEPT or trial.proposal.kind not in kinds:
                 members.append(trial)
             kinds.add(trial.proposal.kind)
-        members = [trial for trial in members if trial.proposal.kind != "constant"] or members
+        limits = self._tight
+        able = [trial for trial in members if trial.proposal.kind != "constant" and limits.allow(trial.cost)]
+        members = able or [trial for trial in members if trial.proposal.kind == "constant"] or members
         predictions = [self._out_of_fold(trial, shared) for trial in members]
         seen = _seen(predictions[0])
         truth = self.ask.data.y[seen]
         # Labels only jump where a probability crosses another; the log loss leads to the same place with less noise.
         jumps = self.ask.metric in LABELS_ONLY
         smooth = scorer("log_loss", self.ask.data.task, self.ask.data.classes) if jumps else self.ask.score
-        limits = self._tight
         weights = choose(
             [p[seen] for p in predictions], [trial.cost for trial in members], lambda p: smooth(truth, p), limits
         )
@@ -200,16 +208,37 @@ class Finish:
             self.ask.limits,
             lambda member: self._single(by_number[member.number], member.weight),
         )
-        return Model(whole, self.ask.data.x.shape[1], self.ask.data.classes)
+        model = Model(whole, self.ask.data.x.shape[1], self.ask.data.classes)
+        if not self.ask.limits.allow(model.cost()) and len(whole) == 1:
+            # On all rows it has become larger than was planned for; the model of a fold is as large as was planned.
+            only = whole[0]
+            model = Model((self._of_a_fold(by_number[only.number], only.weight),), model.features, model.classes)
+        if not self.ask.limits.allow(model.cost()):
+            cost, limits = model.cost(), self.ask.limits
+            raise ConfigError(
+                f"one answer must cost {limits.row_us:g} us and {limits.bytes:,} bytes at most, but the cheapest model found "
+                f"costs {microseconds(cost):.1f} us and {cost.bytes:,} bytes",
+                code="limit_too_low", where="max_row_us, max_bytes", cure="allow more, or let more kinds of estimators enter",
+            )  # fmt: skip
+        return model
 
     def _single(self, trial: Trial, weight: float) -> Member:
         """Fitted on all rows; when no time is left for that, the model of the first fold."""
         proposal = trial.proposal
         if trial.fitted and 1.3 * self.course.expected(proposal.kind) > self.ask.left:
-            return Member(proposal.number, weight, (trial.fitted[min(trial.fitted)],))
+            return self._of_a_fold(trial, weight)
         rounds = [trial.rounds[fold] for fold in sorted(trial.rounds)]
-        fitted = self.course.fits.whole(proposal.recipe, proposal.kind, proposal.params, rounds)
+        try:
+            fitted = self.course.fits.whole(proposal.recipe, proposal.kind, self.course.params(trial), rounds)
+        except Exception as error:  # noqa: BLE001  what fitted on the folds and not on all rows still answers
+            trial.why = f"not fitted on all rows: {type(error).__name__}: {str(error)[:200]}"
+            return self._of_a_fold(trial, weight)
         return Member(proposal.number, weight, (fitted,))
+
+    def _of_a_fold(self, trial: Trial, weight: float) -> Member:
+        if not trial.fitted:
+            self._fit_again(trial, [0])
+        return Member(trial.proposal.number, weight, (trial.fitted[min(trial.fitted)],))
 
     def _rows(self) -> Features:
         data = self.ask.data
@@ -293,6 +322,7 @@ class Finish:
                 ),
                 scores=dict(enumerate(scores)),
                 cost=model.cost(),
+                pooled=self.ask.score(self.ask.data.y[seen], blended[seen]),
             )
             board.insert(0, whole.row(self.ask.sign) | {"bytes": len(content), "weight": 1.0, "form": "blend"})
         for name, why in self.course.skipped.items():

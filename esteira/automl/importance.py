@@ -13,6 +13,8 @@ MOST_ROWS = 2000
 FEWEST_ROWS = 200
 MOST_PREDICTIONS = 1_000_000
 """Rows predicted in all: wide tables are looked at on fewer rows, so that the seconds stay the same."""
+CALL_ROWS = 4096
+"""Rows of one call of a model, about."""
 RESAMPLES = 100
 MOST_SCORES = 20_000
 """Resamples of each column, and scores taken of all: of many columns the intervals are coarser."""
@@ -58,23 +60,32 @@ def permutation(
     wanted = min(RESAMPLES // repeats, MOST_SCORES // max(1, len(groups) * repeats))
     draws = [rng.integers(0, take, take) for _ in range(max(4, wanted))]
     before = [scorer(y[drawn], whole[drawn]) for drawn in draws]
-    shuffles = [rng.permutation(take) for _ in range(repeats)]
+    order = np.concatenate([rng.permutation(take) for _ in range(repeats)])
     found: list[dict[str, Any]] = []
-    for column, positions in groups.items():
-        places = list(positions)
-        shuffled = np.tile(x, (repeats, 1))
-        shuffled[:, places] = x[np.concatenate(shuffles)][:, places]
-        # One call for all: a model of many members takes longer to be called than to predict some hundred rows.
-        answers = np.split(predict(shuffled), repeats)
-        values = [reached - scorer(y, told) for told in answers]
-        losses = [
-            base - scorer(y[drawn], told[drawn]) for told in answers for base, drawn in zip(before, draws, strict=True)
-        ]
-        # A resample in which a class is absent has no score.
-        low, high = np.nanquantile(losses, [(1 - level) / 2, (1 + level) / 2])
-        found.append(
-            {"column": column, "value": float(np.mean(values)), "low": float(low), "high": float(high), "rows": take}
-        )
+    columns = list(groups.items())
+    # Many columns a call, where their rows are few: a model takes longer to be called than to predict some hundred rows.
+    a_call = max(1, CALL_ROWS // (take * repeats))
+    for start in range(0, len(columns), a_call):
+        some = columns[start : start + a_call]
+        shuffled = np.tile(x, (repeats * len(some), 1))
+        for (_, positions), part in zip(some, np.split(shuffled, len(some)), strict=True):
+            places = list(positions)
+            part[:, places] = x[order][:, places]
+        for (column, _), told in zip(some, np.split(predict(shuffled), len(some)), strict=True):
+            answers = np.split(told, repeats)
+            values = [reached - scorer(y, one) for one in answers]
+            losses = [base - scorer(y[at], one[at]) for one in answers for base, at in zip(before, draws, strict=True)]
+            # A resample in which a class is absent has no score.
+            low, high = np.nanquantile(losses, [(1 - level) / 2, (1 + level) / 2])
+            found.append(
+                {
+                    "column": column,
+                    "value": float(np.mean(values)),
+                    "low": float(low),
+                    "high": float(high),
+                    "rows": take,
+                }
+            )
     found.sort(key=lambda entry: (-entry["value"], entry["column"]))
     return found
 

@@ -53,7 +53,7 @@ def look(
         groups: source column -> positions of its features in `data.x`.
         fits: how many fits it may take, at least 1; fewer than `curve.SIZES` give no learning curve.
     """
-    last = folds.folds[-1]  # of folds in order of time, the one that has learned from most rows
+    first = folds.folds[0]  # of folds in order of time, the one that has learned from most rows
     known: dict[int, Fitted] = {}
 
     def fit_score(rows: NDArray[np.int64], held: NDArray[np.int64]) -> float:
@@ -61,9 +61,9 @@ def look(
         known[len(rows)] = model
         return scorer(data.y[held], model.predict(data.x[held]))
 
-    learning = curve.learning(fit_score, [(last.fit, last.held)], fits=fits, seed=data.seed)
-    whole = known.get(len(last.fit)) or _fit(data, last.fit, last.held, recipe, kind, params)
-    x, y = data.x[last.held], data.y[last.held]
+    learning = curve.learning(fit_score, [(first.fit, first.held)], fits=fits, seed=data.seed)
+    whole = known.get(len(first.fit)) or _fit(data, first.fit, first.held, recipe, kind, params)
+    x, y = data.x[first.held], data.y[first.held]
     made = whole.preparation.columns.names
     return Look(
         learning=learning,

@@ -87,9 +87,12 @@ def joined(parts: Sequence[Recipe]) -> Recipe:
     return Recipe.of(whole)
 
 
-def helps(with_it: Sequence[float], without: Sequence[float]) -> bool:
-    """Whether a part raised the score on the same folds by more than one standard error of the differences."""
-    gains = [new - old for new, old in zip(with_it, without, strict=True)]
+def helps(with_it: Mapping[int, float], without: Mapping[int, float]) -> bool:
+    """Whether a part raised the score by more than one standard error of the differences, of the folds where both have one."""
+    gains = [with_it[fold] - without[fold] for fold in sorted(with_it.keys() & without.keys())]
+    gains = [gain for gain in gains if math.isfinite(gain)]
+    if not gains:
+        return False
     mean = math.fsum(gains) / len(gains)
     if len(gains) < 2:
         return mean > 0

@@ -7,18 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esteira.errors import ConfigError
+from esteira.features.answers import said
 from esteira.features.metrics import HIGHER_IS_BETTER, Classified, Estimated, names, statistic
 
 Scorer = Callable[[NDArray[Any], NDArray[np.float64]], float]
 
 
-def scorer(metric: str, task: str, classes: int | None) -> Scorer:
+def scorer(metric: str, task: str, classes: int | None, *, threshold: float | None = None) -> Scorer:
     """A function (truth, prediction) -> score, higher is better; NaN where undefined.
 
     Args:
         metric: a name of `esteira.features.metrics`; one that falls as models get better is negated.
         task: for words.
         classes: how many; None for regression.
+        threshold: probability of the second class from which it is said; None says the likelier one.
 
     Raises:
         ConfigError: no such metric for the task; the message lists those there are.
@@ -35,13 +37,14 @@ def scorer(metric: str, task: str, classes: int | None) -> Scorer:
             f"a metric of {task} is one of {', '.join(valid)}, but got {metric!r}",
             code="unknown_metric", where="train.metric", cure="take one of these, or leave it out",
         )  # fmt: skip
+    post = {"threshold": threshold}
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def score(truth: NDArray[Any], predicted: NDArray[np.float64]) -> float:
         both = (
             Estimated(truth.astype(np.float64), predicted)
             if classes is None
-            else Classified(truth.astype(np.int64), predicted, predicted.argmax(axis=1), labels)
+            else Classified(truth.astype(np.int64), predicted, said(predicted, post), labels)
         )
         return sign * float(statistic(metric, both)(np.ones((1, len(truth))))[0])
 

@@ -3,6 +3,7 @@
 They import scikit-learn; the lighter `esteira.automl.fit` does not. What goes wrong is a ValueError, as scikit-learn has it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -134,9 +135,7 @@ class AutoMLClassifier(ClassifierMixin, _Searching):  # type: ignore[misc]
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("Classifier can't train when only one class is present")
-        texts = [label_text(label).strip() for label in self.classes_]
-        # Labels that a contract would read as one, or as empty, are learned as codes.
-        told = len(set(texts)) == len(texts) and not any(map(parse.is_missing, texts))
+        told = _told_apart([label_text(label) for label in self.classes_])
         names = np.array([label if told else at for at, label in enumerate(map(_native, self.classes_))], dtype=object)
         self._learn(X, names[np.ravel(codes)].tolist(), "binary" if len(names) == 2 else "multiclass")
         learned = self.automl_.table.contract.target.classes
@@ -178,6 +177,21 @@ class AutoMLRegressor(RegressorMixin, _Searching):  # type: ignore[misc]
         """Values (rows,)."""
         check_is_fitted(self)
         return self._ask(self.automl_.predict, X)
+
+
+def _told_apart(labels: Sequence[str]) -> bool:
+    """Whether a contract reads each as a class of its own; others, such as "1" and "1.0" or "nan", are learned as codes."""
+    seen: set[Any] = set()
+    for label in labels:
+        word = label.strip().casefold()
+        try:
+            read: float | str = float(word)
+        except ValueError:
+            read = word
+        if word in parse.MISSING_WORDS or read in (math.inf, -math.inf):
+            return False
+        seen.add(read)
+    return len(seen) == len(labels)
 
 
 def _native(label: Any) -> Any:

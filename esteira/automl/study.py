@@ -128,25 +128,34 @@ class Study:
             In order of number. Empty when other processes are at the last ones, or nothing is left to propose.
         """
         taken: list[Proposal] = []
+        begun: list[int] = []
         with self._log.alone():
             self._log.free_lost()
             known = self._known()
-            batch, new = _oldest_batch(known), not any(entry.state == "waiting" for _, entry in known)
+            batch, new = _oldest_batch(known), not any(_comes_first(entry) for _, entry in known)
             while len(taken) < count:
                 waiting = [(at, entry) for at, entry in known if entry.state == "waiting" and entry.batch == batch]
                 if waiting:
                     number, entry = waiting[0]
                     if limit is not None and number > limit:
                         break
-                    first = taken[0].number if taken else number
-                    if self._log.claim(entry.id, None if entry.batch is not None else first):
+                    if self._log.claim(entry.id):
                         self._entry_of[number] = entry.id
+                        begun += [entry.id] if entry.batch is None else []
                         taken.append(_proposal(number, entry))
                 elif not new or not self._add_new(known, kinds, recipe or Recipe(), limit):
                     break
                 if len(taken) < count:
                     known = self._known()
+            if begun:
+                self._log.together(begun)
         return taken
+
+    def left_behind(self) -> bool:
+        """Whether there waits what a process that died had asked for and not told."""
+        with self._log.alone():
+            self._log.free_lost()
+        return _oldest_batch(self._known()) is not None
 
     def _add_new(
         self, known: Sequence[tuple[int, Entry]], kinds: Sequence[str], recipe: Recipe, limit: int | None
@@ -228,6 +237,11 @@ def _oldest_batch(known: Sequence[tuple[int, Entry]]) -> int | None:
     return min(
         (entry.batch for _, entry in known if entry.state == "waiting" and entry.batch is not None), default=None
     )
+
+
+def _comes_first(entry: Entry) -> bool:
+    """Whether it waits and is not one of the new ones, of which a process died before it had all that it asked for."""
+    return entry.state == "waiting" and (entry.batch is not None or entry.proposal["origin"] != "tpe")
 
 
 def _content(proposed: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FAMILY = "tabular"
 FEWEST = 4  # rows that a search can hold some back of
+LARGEST_LABEL = 1e100
 _WHERE = "AutoML"
 # What a person at this door can do; the steps' own cures name files and parameters that are not here.
 _CURES: Mapping[str, str] = {
@@ -32,6 +33,9 @@ _CURES: Mapping[str, str] = {
     "one_class": "add rows of another class, or name another label",
     "infinite": "leave such cells empty in the source, or correct what divides by zero",
     "nested_column": "flatten the column into several, or leave it out with --drop",
+    "no_columns": "add informative columns, or drop fewer of them",
+    "too_many_classes": "name another label, or say --task regression where it is a number",
+    "undecodable": "correct the cell, or name another column",
     "type_change": "repair the source, or leave the column out with --drop",
 }
 
@@ -92,23 +96,28 @@ def read(
 
     Raises:
         DataError: no such label, fewer than 4 good rows, a label of one value, too many bad rows, no usable column, a
-            nested column, an infinite feature.
+            nested column, an infinite feature, a label beyond 1e100.
         ConfigError: an option names a column that is not there.
     """
-    family = load_trainable(FAMILY)
-    options = options or ContractOptions()
     try:
-        checks.require_target(list(frame.columns), target, where)
-        checks.require_classes(frame[target], target, f"{where}, column {target!r}")
-        contract, notes = admission.infer(family, frame, target, line, options, where)
-        admission.require_flat(nested, contract, where)
-        admitted = admission.admit(family, checks.typed(frame, contract), contract)
-        refused = admission.refusal(admitted, contract, limit=contract.max_bad_share, min_rows=FEWEST, where=where)
-        if refused is not None:
-            raise refused
+        return _read(frame, target, line, options or ContractOptions(), nested, where)
     except DataError as error:
         cure = _CURES.get(error.code, error.cure)
         raise DataError(error.message, code=error.code, where=error.where, cure=cure) from error
+
+
+def _read(
+    frame: "pd.DataFrame", target: str, line: str, options: ContractOptions, nested: Sequence[str], where: str
+) -> Table:
+    family = load_trainable(FAMILY)
+    checks.require_target(list(frame.columns), target, where)
+    checks.require_classes(frame[target], target, f"{where}, column {target!r}")
+    contract, notes = admission.infer(family, frame, target, line, options, where)
+    admission.require_flat(nested, contract, where)
+    admitted = admission.admit(family, checks.typed(frame, contract), contract)
+    refused = admission.refusal(admitted, contract, limit=contract.max_bad_share, min_rows=FEWEST, where=where)
+    if refused is not None:
+        raise refused
     rows = admitted.good.reset_index(drop=True)
     contract = _occurring(contract, rows)
     faults = [
@@ -116,10 +125,11 @@ def read(
         for fault in admitted.typed.faults
         if fault.severity == "error"
     ]  # fmt: skip
+    y = encode_labels(rows[target], contract.target)
+    _require_squares(y, target, where)
     leaks = [replace(finding, severity="warning") for finding in admission.leaks(rows, contract)]
     featurizer = family.featurizer(rows, contract)
     x = featurizer.frame(rows)
-    y = encode_labels(rows[target], contract.target)
     suspicions = [*find_suspicions(rows, target, contract), *duplicates(x, y).findings()]
     _require_finite(x, featurizer.names, where)
     groups, times = together(rows, contract)
@@ -148,6 +158,16 @@ def _occurring(contract: TableContract, rows: "pd.DataFrame") -> TableContract:
         return contract
     task = "binary" if len(kept) == 2 else target.task
     return contract.model_copy(update={"target": target.model_copy(update={"classes": kept, "task": task})})
+
+
+def _require_squares(y: "NDArray[Any]", target: str, where: str) -> None:
+    """Errors are squared and added up, which a value of more than half of a double's exponent does not survive."""
+    largest = float(np.abs(y).max())
+    if largest > LARGEST_LABEL:
+        raise DataError(
+            f"a value to learn is at most {LARGEST_LABEL:.0e} in size, but {target!r} has one of {largest:.2e}",
+            code="label_too_large", where=f"{where}, column {target!r}", cure="give it in a larger unit, or as its logarithm",
+        )  # fmt: skip
 
 
 def _require_finite(x: "NDArray[np.float32]", names: Sequence[str], where: str) -> None:

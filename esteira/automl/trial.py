@@ -24,6 +24,8 @@ class Trial:
         fitted: models of folds that are still in memory.
         rounds: of each fold's fit, how many it kept.
         curve: (progress, loss) of the first fold's fit.
+        sampled: score on the first fold of the model that was fitted on a sample of its rows; None where none was.
+        pooled: score of all folds' rows together; None where a fold alone has one.
     """
 
     proposal: Proposal
@@ -36,12 +38,14 @@ class Trial:
     seconds: float = 0.0
     state: State = "complete"
     why: str = ""
+    sampled: float | None = None
+    pooled: float | None = None
 
     @property
     def score(self) -> float:
-        """Mean over the folds on which it is defined; NaN where it is on none."""
+        """Mean over the folds on which it is defined, else that of their rows together; NaN where neither is."""
         defined = [score for score in self.scores.values() if np.isfinite(score)]
-        return float(np.mean(defined)) if defined else float("nan")
+        return float(np.mean(defined)) if defined else float("nan") if self.pooled is None else self.pooled
 
     @property
     def deviation(self) -> float | None:

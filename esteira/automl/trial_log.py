@@ -40,7 +40,7 @@ class Entry:
         id: of the entry, for `claim` and `finish`.
         state: waiting, running or finished.
         proposal: what is tried.
-        batch: what `claim` was given first; None for what was never claimed.
+        batch: the first entry of those that it was asked for with, see `together`; None for what was never asked for.
         score: higher is better; None while unfinished, and where there is none.
         told: what `finish` was given.
     """
@@ -100,10 +100,11 @@ class TrialLog:
         """All of them."""
         with self._outside():
             trials = self._storage.get_all_trials(self._study, deepcopy=False)
-        return [self._finished.get(trial._trial_id) or self._read(trial) for trial in trials]
+        batches = {entry: trial._trial_id for trial in trials for entry in trial.user_attrs.get(_BATCH, ())}
+        return [self._finished.get(trial._trial_id) or self._read(trial, batches) for trial in trials]
 
-    def _read(self, trial: Any) -> Entry:
-        entry = _entry(trial)
+    def _read(self, trial: Any, batches: Mapping[int, int]) -> Entry:
+        entry = _entry(trial, batches.get(trial._trial_id))
         if entry.state == "finished":
             self._finished[entry.id] = entry
         return entry
@@ -116,16 +117,14 @@ class TrialLog:
             template = create_trial(state=TrialState.WAITING, user_attrs={_PROPOSAL: json.dumps(proposal)})
             self._storage.create_new_trial(self._study, template)
 
-    def claim(self, entry: int, batch: int | None) -> bool:
-        """Take a waiting entry to work on it, and note with which others unless None; False when another process was faster."""
+    def claim(self, entry: int) -> bool:
+        """Take a waiting entry to work on it; False when another process was faster."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         with self._outside():
             try:
                 self._alive.sign(entry)
-                if batch is not None:
-                    self._storage.set_trial_user_attr(entry, _BATCH, batch)
                 taken: bool = self._storage.set_trial_state_values(entry, TrialState.RUNNING)
             except UpdateFinishedTrialError:
                 taken = False
@@ -134,6 +133,11 @@ class TrialLog:
         elif entry not in self._held:
             self._alive.drop(entry)
         return taken
+
+    def together(self, entries: Sequence[int]) -> None:
+        """Note that these were asked for together: in one record, so that a process that dies leaves a whole batch or none."""
+        with self._outside():
+            self._storage.set_trial_user_attr(entries[0], _BATCH, list(entries))
 
     def finish(self, entry: int, *, score: float | None, told: Mapping[str, Any]) -> None:
         """Write how a trial went. Where another process finished it meanwhile, that stands."""
@@ -192,7 +196,7 @@ class TrialLog:
         return _outside(self._where)
 
 
-def _entry(trial: Any) -> Entry:
+def _entry(trial: Any, batch: int | None) -> Entry:
     from optuna.trial import TrialState
 
     states = {TrialState.WAITING: "waiting", TrialState.RUNNING: "running"}
@@ -201,7 +205,7 @@ def _entry(trial: Any) -> Entry:
         id=trial._trial_id,
         state=states.get(trial.state, "finished"),
         proposal=json.loads(attributes[_PROPOSAL]),
-        batch=attributes.get(_BATCH),
+        batch=batch,
         score=trial.values[0] if trial.state == TrialState.COMPLETE else None,
         told=json.loads(attributes.get(_TOLD, "{}")) if trial.state.is_finished() else {},
     )

@@ -80,6 +80,8 @@ def automl(
     budget = api.SECONDS if budget is None and max_trials is None else budget
     folder = Path(out)
     bundle_files.check_place(folder, force=force)
+    if report is not None:
+        bundle_files.check_page(Path(report), folder)
     from esteira import outputs, sources
 
     table = sources.read(train)
@@ -91,7 +93,7 @@ def automl(
     with _interruptible() as stop, _progress(budget, began, quiet=as_json) as progress:
         model = api.fit(
             frame, target, seconds=budget, trials=max_trials, metric=metric, seed=seed, task=task, drop=drop,
-            time_column=time_column, group_column=group_column, kinds=[kind for kind in kinds.split(",") if kind],
+            time_column=time_column, group_column=group_column, kinds=[kind.strip() for kind in kinds.split(",") if kind.strip()],
             max_row_us=row_ms * 1000, storage=storage or _journal(), stop=stop, progress=progress, line=line,
             source={"name": known.name, "source": Path(train).name if local else known.source, "content_hash": known.content_hash},
             nested=_nested(table.data), began=began,
@@ -203,7 +205,9 @@ def _progress(
 def _tell(document: Mapping[str, Any]) -> None:
     best = document["best"]
     say(f"{click.style(best['kind'], bold=True)}: {document['metric']} {document['score']:.5f} out of fold")
-    for row in document["leaderboard"][:_SHOWN]:
+    # Kinds that were not tried have no number.
+    tried = [row for row in document["leaderboard"] if row["number"] is not None]
+    for row in tried[:_SHOWN]:
         score = "undefined" if row["score"] is None else f"{row['score']:.5f}"
         say(f"  {row['number']:>4}  {row['kind']:<24} {score}")
     cost = f"{document['bytes']:,} bytes, about {document['row_us']:.0f} us a row"

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +84,8 @@ def measure(model: Any, rows: Sequence[dict[str, Any]], calls: int) -> dict[str,
 
 def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
     """Write answers whole or not at all: `.jsonl` keeps everything, `.csv` has prediction, proba_<class> or low and high."""
+    from esteira import outputs
+
     if path.name.endswith(".jsonl"):
         text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     else:
@@ -100,7 +101,4 @@ def write_answers(path: Path, answers: Sequence[dict[str, Any]]) -> None:
             cells = [answer["prediction"], *(repr(answer["probabilities"][name]) for name in classes)]
             writer.writerow(cells + (list(answer["interval"]) if interval else []))
         text = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    outputs.write(path.parent, {path.name: text.encode()})

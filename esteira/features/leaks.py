@@ -323,9 +323,15 @@ def _correlated(values: "NDArray[np.float64]", truth: "NDArray[np.float64]", col
 
 
 def _pearson(a: "NDArray[np.float64]", b: "NDArray[np.float64]") -> float:
-    a, b = a - a.mean(), b - b.mean()
+    a, b = _unit(a), _unit(b)
     size = float(np.sqrt((a @ a) * (b @ b)))
     return abs(float(a @ b)) / size if size > 0 else 0.0
+
+
+def _unit(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Centred, after the largest became 1, so that no square runs over."""
+    scaled = values / (np.abs(values).max(initial=0.0) or 1.0)
+    return np.asarray(scaled - scaled.mean())
 
 
 def _ranks(values: "NDArray[np.float64]") -> "NDArray[np.float64]":

@@ -130,22 +130,24 @@ def together(
 
     Args:
         rows: typed rows.
-        contract: by time where it names a column of time, else by group where it names one.
+        contract: names a column of time, one of groups, both or neither.
 
     Returns:
         Groups as one number a row, and moments as sortable numbers; shapes (rows,). Rows without a moment come first.
     """
     import pandas as pd
 
+    groups: NDArray[np.int64] | None = None
+    times: NDArray[Any] | None = None
+    if contract.group_column:
+        groups = pd.factorize(rows[contract.group_column], use_na_sentinel=False)[0].astype(np.int64)
     if contract.time_column:
         series = rows[contract.time_column]
         if series.dtype.kind in "iuf":
-            return None, series.to_numpy(np.float64, na_value=-np.inf)
-        return None, microseconds(series, contract.time_column)
-    if contract.group_column:
-        codes, _ = pd.factorize(rows[contract.group_column], use_na_sentinel=False)
-        return np.asarray(codes, dtype=np.int64), None
-    return None, None
+            times = series.to_numpy(np.float64, na_value=-np.inf)
+        else:
+            times = microseconds(series, contract.time_column)
+    return groups, times
 
 
 def word_columns(names: Sequence[str], groups: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, checker, helper, load_model_from_string, numpy_helper
+from onnx import TensorProto, checker, helper, numpy_helper
 
 OPSET = 18
 ML_OPSET = 5
@@ -102,18 +102,6 @@ class Graph:
         if scale != 1.0:
             flat = self.add("Mul", flat, self.scalar(scale, np.float64))
         return self.add("Add", flat, self.scalar(offset, np.float64)) if offset != 0.0 else flat
-
-    def embed(self, content: builtins.bytes, prefix: str) -> str:
-        """All of another finished graph of the same `x`, its names behind the prefix; returns the name of its `y`."""
-        inner = load_model_from_string(content).graph
-        for node in inner.node:
-            node.input[:] = [name if name in {"", "x"} else prefix + name for name in node.input]
-            node.output[:] = [prefix + name for name in node.output]
-            self._nodes.append(node)
-        for tensor in inner.initializer:
-            tensor.name = prefix + tensor.name
-            self._constants.append(tensor)
-        return prefix + "y"
 
     def finish(self, output: str, *, classes: int | None) -> builtins.bytes:
         """The checked model's bytes; `output` becomes `y`, of shape (rows, classes), or (rows,) when classes is None."""
