@@ -325,5 +325,5 @@ def _hash(frame: "pd.DataFrame") -> str:
     import pandas as pd
 
     digest = sha256("\0".join(map(label_text, frame.columns)).encode())
-    digest.update(pd.util.hash_pandas_object(frame.astype(str), index=False).to_numpy().tobytes())
+    digest.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
     return digest.hexdigest()

@@ -399,6 +399,10 @@ class Course:
     def put_off(self, trial: Trial, why: str) -> None:
         """No time for a trial: it is not told, so that a later run with more seconds makes it."""
         trial.state, trial.why = "pruned", why
+        spare = trial.spare
+        if not trial.scores and spare is not None:
+            trial.scores, trial.predictions, trial.fitted = spare.scores, spare.predictions, spare.fitted
+            trial.rounds, trial.cost = spare.rounds, spare.cost
         self._end(trial)
 
     def _end(self, trial: Trial) -> None:

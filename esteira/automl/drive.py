@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -97,6 +98,7 @@ def _note_sample(course: Course, trial: Trial, outcome: Outcome) -> None:
 def _passed_sample(course: Course, trial: Trial, others: list[Trial]) -> bool:
     good = _goes_on(course, trial, others, sample=True)
     if good:
+        trial.spare = replace(trial)
         trial.scores, trial.predictions, trial.fitted, trial.rounds = {}, {}, {}, {}
     else:
         trial.why += f", on a sample of {SAMPLE_ROWS:,} rows"

@@ -25,6 +25,7 @@ from esteira.errors import ConfigError, DataError
 CHECKED_ROWS = 200
 PLANNED = 0.9
 ENOUGH = 4
+CLEARLY = 0.05
 SHUFFLED = 20_000
 
 
@@ -115,10 +116,19 @@ class Finish:
             if missing and self.course.expected(trial.proposal.kind) * len(missing) < self.course.left():
                 self._fit_again(trial, missing)
         whole = [trial for trial in scored if self._dealings(trial)]
-        if any(trial.proposal.kind != "constant" for trial in whole):
-            return whole
         partly = [trial for trial in ranked if np.isfinite(trial.scores.get(0, np.nan)) and 0 in trial.predictions]
-        return sorted(partly, key=lambda trial: (-trial.scores[0], trial.proposal.number))
+        partly.sort(key=lambda trial: (-trial.scores[0], trial.proposal.number))
+        if any(trial.proposal.kind != "constant" for trial in whole) and not self._overtaken(whole, partly):
+            return whole
+        return partly
+
+    def _overtaken(self, whole: Sequence[Trial], partly: Sequence[Trial]) -> bool:
+        """Whether a trial that there was no time to score on all folds is clearly better on the first than all that were."""
+        firsts = [trial.scores[0] for trial in whole if np.isfinite(trial.scores.get(0, np.nan))]
+        trivial = [trial.scores[0] for trial in partly if trial.proposal.kind == "constant"]
+        if self.ask.seconds is None or not (firsts and trivial and partly):
+            return False
+        return partly[0].scores[0] > max(firsts) + CLEARLY * (max(firsts) - trivial[0])
 
     def _dealings(self, trial: Trial) -> int:
         """How many whole dealings of the folds a trial has predictions of, from the first on."""

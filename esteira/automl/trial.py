@@ -24,6 +24,7 @@ class Trial:
         fitted: models of folds that are still in memory.
         rounds: of each fold's fit, how many it kept.
         curve: (progress, loss) of the first fold's fit.
+        spare: what that model gave, for a search that has no time for the whole fold.
         sampled: score on the first fold of the model that was fitted on a sample of its rows; None where none was.
         pooled: score of all folds' rows together; None where a fold alone has one.
     """
@@ -39,6 +40,7 @@ class Trial:
     state: State = "complete"
     why: str = ""
     sampled: float | None = None
+    spare: "Trial | None" = None
     pooled: float | None = None
 
     @property

@@ -11,7 +11,7 @@ from esteira.automl.kinds.constant import Constant
 from esteira.onnx.graph import Graph, sigmoid, softmax
 
 WIDEST = 1200  # columns of the design: the normal equations take its square
-CELLS = 20_000_000  # doubles of the design; of a table with more, so many rows are taken that it fits
+CELLS = 6_000_000  # doubles of the design; of a table with more, so many rows are taken that it fits
 SAMPLE = 5000  # rows that knots and pairs are chosen on
 
 
