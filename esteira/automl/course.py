@@ -351,6 +351,11 @@ class Course:
             other.proposal.kind != name or other.state != "complete" or other.proposal.number > number
             for other in before
         )
+        if trial.proposal.origin == "recipe" and len(self.ask.folds.folds[0].fit) >= MANY_ROWS:
+            # On many rows one fold tells whether a made feature helps.
+            base = [first(other) for other in before if other is self.recipe_base]
+            if base and mine <= base[0]:
+                return "no better than without it on the first fold"
         new = new or trial.proposal.origin == "recipe"
         behind = self._behind(trial, new)
         wanted = trivial[0] + (1 - behind) * gain
