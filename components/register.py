@@ -82,6 +82,8 @@ def run(
     gate, measured, board = (
         _read(path) for path in (evaluated / "gate.json", evaluated / "metrics.json", trained / "leaderboard.json")
     )
+    # A kind that does not suit the table stands on the leaderboard with its reason; it was no trial.
+    board = [row for row in board if row["number"] is not None]
     told = _read(dataset)
     manifest = bundles.verify(bundle)
     data_hash = str(manifest.get("data_hash", ""))

@@ -55,6 +55,7 @@ STEPS: tuple[Step, ...] = (
         needs={"featurized": "featurize", "validated": "validate"},
         takes=("line", "seed"),
         family=("*.py",),
+        files=("esteira/automl/portfolio.json",),
     ),
     Step(
         "evaluate",

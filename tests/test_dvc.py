@@ -250,7 +250,7 @@ def test_a_changed_parameter_runs_its_step_and_what_follows(reproduced: Clone) -
 
 @pytest.mark.slow
 def test_one_changed_byte_of_data_or_of_code_is_noticed(reproduced: Clone) -> None:
-    for name, stages in (("data/breast_cancer.csv", ["ingest"]), ("esteira/automl/folds.py", ["train"])):
+    for name, stages in (("data/breast_cancer.csv", ["ingest"]), ("esteira/automl/splits.py", ["train"])):
         before = reproduced.read(name)
         (reproduced.root / name).write_bytes(before + b"\n")
 

@@ -58,8 +58,8 @@ def test_one_changed_line_of_code_runs_exactly_what_depends_on_it(copy: Path) ->
     assert {} == _ran(_esteira(copy, "run", "tabular", *FEW, "--json"))
 
     # Its output is the same bits, so what comes after it is reused; the Bento carries a copy of esteira's code.
-    told = after("esteira/automl/folds.py", "# a line\n")
-    assert {"train": "esteira/automl/folds.py changed", "deploy": "esteira/automl/folds.py changed"} == told
+    told = after("esteira/automl/splits.py", "# a line\n")
+    assert {"train": "esteira/automl/splits.py changed", "deploy": "esteira/automl/splits.py changed"} == told
     assert {"validate": "components/validate.py changed"} == after("components/validate.py", "# a line\n")
     told = after("families/tabular/gate.yaml", "# a line\n")
     assert {"evaluate", "register", "deploy"} == set(told)

@@ -94,7 +94,9 @@ class Course:
             | dict(candidate.defaults)
             for candidate in able
         }
-        entries = schedule.first_entries(able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes)
+        entries = schedule.first_entries(
+            able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes, self.ask.trials
+        )
         name = self.ask.name() if storage else "search"
         self.shared = bool(storage)
         self.predictions = Predictions.beside(storage, name)

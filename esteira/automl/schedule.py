@@ -35,7 +35,7 @@ def portfolio(task: str) -> tuple[Entry, ...]:
 
 
 def first_entries(
-    candidates: Sequence[Candidate], task: str, columns: Columns, classes: int | None = None
+    candidates: Sequence[Candidate], task: str, columns: Columns, classes: int | None = None, trials: int = 1000
 ) -> list[Entry]:
     """What to try first: the defaults that a family gives, and the portfolio's entries of kinds that it only names.
 
@@ -58,6 +58,10 @@ def first_entries(
     # The trivial model first: every score is told beside it; then one that is quick to fit, for a search that is cut short.
     quick = [next((entry for entry in kept if entry[0] == name), None) for name in ("constant", "linear")]
     first = [entry for entry in quick if entry is not None]
+    if trials == 1 and len(kept) > 1:
+        # Of one trial only, it is not the trivial model that people want.
+        first = [entry for entry in first if entry[0] != "constant"]
+        kept = [entry for entry in kept if entry[0] != "constant"]
     return first + [entry for entry in kept if entry not in first]
 
 

@@ -1,26 +1,33 @@
-"""The kinds of estimators by name; each lives in a module of its own, imported when it is first wanted."""
+"""The kinds of estimators by name. Their modules import no library that fits: each does so where it is used."""
 
-import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esteira.automl.kinds.base import Estimator
+from esteira.automl.kinds.constant import Constant
+from esteira.automl.kinds.forest import ExtraTrees, RandomForest
+from esteira.automl.kinds.gradient_boosting import GradientBoosting
+from esteira.automl.kinds.kmeans import KMeans
+from esteira.automl.kinds.lightgbm import LightGBM
+from esteira.automl.kinds.linear import LinearModel
+from esteira.automl.kinds.neighbours import NearestNeighbours
+from esteira.automl.kinds.neural_network import NeuralNetwork
+from esteira.automl.kinds.xgboost import XGBoost
 from esteira.errors import ConfigError
 
-KINDS: Mapping[str, str] = {
-    "lightgbm": "lightgbm:LightGBM",
-    "xgboost": "xgboost:XGBoost",
-    "gradient_boosting": "gradient_boosting:GradientBoosting",
-    "random_forest": "forest:RandomForest",
-    "extra_trees": "forest:ExtraTrees",
-    "linear": "linear:LinearModel",
-    "nearest_neighbours": "neighbours:NearestNeighbours",
-    "neural_network": "neural_network:NeuralNetwork",
-    "kmeans": "kmeans:KMeans",
-    "constant": "constant:Constant",
+KINDS: Mapping[str, Any] = {
+    "lightgbm": LightGBM,
+    "xgboost": XGBoost,
+    "gradient_boosting": GradientBoosting,
+    "random_forest": RandomForest,
+    "extra_trees": ExtraTrees,
+    "linear": LinearModel,
+    "nearest_neighbours": NearestNeighbours,
+    "neural_network": NeuralNetwork,
+    "kmeans": KMeans,
+    "constant": Constant,
 }
-"""Name -> module and class below this package."""
 
 TASKS: Mapping[str, bool] = {"binary": True, "multiclass": True, "regression": False, "clustering": False}
 """What can be asked for, and whether its answers are probabilities of classes."""
@@ -51,12 +58,7 @@ def kind(name: str) -> type[Estimator]:
             f"the kind {name!r} needs the library {library!r}, which is not installed",
             code="missing_library", where="train.kinds", cure=f"install {library}, or leave the kind out",
         )  # fmt: skip
-    return _class(name)
-
-
-def _class(name: str) -> type[Estimator]:
-    module, _, symbol = KINDS[name].partition(":")
-    found: type[Estimator] = getattr(importlib.import_module(f"esteira.automl.kinds.{module}"), symbol)
+    found: type[Estimator] = KINDS[name]
     return found
 
 
@@ -87,7 +89,7 @@ def make(
         )  # fmt: skip
     found = kind(name)
     if task not in found.tasks:
-        able = ", ".join(other for other in KINDS if task in _class(other).tasks)
+        able = ", ".join(other for other in KINDS if task in KINDS[other].tasks)
         raise ConfigError(
             f"a kind for {task} is one of {able}, but got {name!r}",
             code="wrong_kind", where="train.kinds", cure="take one of these",
