@@ -5,6 +5,7 @@ category's rank by frequency. A regression's label is standardised for the fit, 
 gradients, in float32.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ class Watcher:
         return wanted and rounds - self.rounds < self.held.patience
 
 
-class TreeKind(Base):
+class TreeKind(Base, ABC):
     """A kind made of trees: it says how they grow (`_grow`), what they sum to (`_sums`), and how that is drawn (`_draw`)."""
 
     def fit(self, x: Features, y: NDArray[Any], *, held: Held | None = None) -> None:
@@ -119,17 +120,18 @@ class TreeKind(Base):
         """How many sums there are."""
         return 1 if self.classes is None or len(self.present) == 2 else len(self.present)
 
+    @abstractmethod
     def _grow(self, x: Features, label: NDArray[Any], watched: Watched | None) -> None:
         """Fit on codes of the classes that occurred (two at least), or on standardised values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sums(self, x: Features) -> Floats:
         """(rows,), or (rows, k) for more than two classes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _draw(self, graph: Graph, x: str) -> str:
         """The same as a double value of shape (rows, 1) or (rows, k)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _cost(self) -> Cost:
-        raise NotImplementedError
+        """What the sums of one answer cost."""
