@@ -112,6 +112,8 @@ def test_its_page_names_what_was_tried_and_asks_nothing_of_the_network(found: tu
         assert column in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
+    assert "Would more rows help?" in page
+    assert "Would more rows help?" not in found[1].page(within=0.0)
 
 
 def test_the_same_trials_and_seed_give_the_same_bundle(tmp_path: Path) -> None:

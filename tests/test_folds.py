@@ -142,6 +142,12 @@ def test_few_rows_are_dealt_more_often() -> None:
     assert not first & second
 
 
+def test_many_rows_are_dealt_into_fewer_folds_unless_somebody_says_otherwise() -> None:
+    counts = [len(plan_folds(np.zeros(rows), task="regression", seed=0).folds) for rows in (9_999, 10_000)]
+    assert [5, 3] == counts
+    assert 4 == len(plan_folds(np.zeros(10_000), task="regression", seed=0, count=4).folds)
+
+
 def test_as_many_folds_as_groups_are_dealt_once() -> None:
     group = np.repeat(np.arange(4), 5)
     folds = plan_folds(np.zeros(20), task="regression", seed=0, groups=group)

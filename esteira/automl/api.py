@@ -37,6 +37,7 @@ MAX_ROW_US = 100.0
 MAX_BYTES = 50_000_000
 MAX_TRIALS = 10_000
 _CUT = "no model was tried on all folds in the time given, so its score is of one fold only: give more seconds"
+_LOOK = 4.0  # fits on one core that a learning curve and its importances take, about
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
 
@@ -169,14 +170,26 @@ class AutoML:
         )
         return bundle_files.write(Path(path), files, manifest, force=force)
 
-    def page(self) -> str:
-        """The search as one HTML page: what was tried, what won and why, where it errs."""
-        from esteira.automl.search_page import page
+    def page(self, *, within: float | None = None) -> str:
+        """The search as one HTML page: what was tried, what won and why, where it errs, whether more rows would help.
 
-        read = self.table
+        Args:
+            within: seconds that the learning curve may take; it is left out where its fits are expected to take longer.
+        """
+        from esteira.automl.evaluate import Data
+        from esteira.automl.prepare import Columns
+        from esteira.automl.search_page import closer_look, heaviest, page
+
+        read, row = self.table, heaviest(self.found)
+        closer = None
+        if within is None or _LOOK * row["fit_seconds"] / max(1, len(row["folds"])) <= within:
+            words = _words(read, self.seed)
+            columns = Columns(tuple(words["names"]), tuple(words["categorical"]), words["texts"])
+            data = Data(read.x, read.y, self.task, read.classes, columns, self.seed)
+            closer = closer_look(self.found, data, words["folds"], read.featurizer.groups)
         return page(
             read.contract, read.rows, read.y, read.x.shape[1], self.found,
-            title=self.line, seconds=self.seconds, seed=self.seed, findings=self.warnings,
+            title=self.line, seconds=self.seconds, seed=self.seed, findings=self.warnings, closer=closer,
         )  # fmt: skip
 
     def _predicted(self, frame: "pd.DataFrame") -> "NDArray[np.float64]":
@@ -299,21 +312,23 @@ def candidates(read: Table, kinds: Sequence[str] = ()) -> list[Candidate]:
 
 def _search(read: Table, *, trials: int | None, **words: Any) -> "Result":
     from esteira.automl.engine import search
+
+    return search(read.x, read.y, **_words(read, words["seed"]), trials=trials or MAX_TRIALS, **words)
+
+
+def _words(read: Table, seed: int) -> dict[str, Any]:
+    """What a search is told of a table; its folds depend on the seed."""
     from esteira.automl.splits import plan_folds
 
     task = read.contract.target.task
-    return search(
-        read.x,
-        read.y,
-        task=task,
-        categorical=read.featurizer.categorical,
-        classes=read.classes,
-        names=read.featurizer.names,
-        texts=word_columns(read.featurizer.names, read.featurizer.groups),
-        folds=plan_folds(read.y, task=task, seed=words["seed"], groups=read.groups, times=read.times),
-        trials=trials or MAX_TRIALS,
-        **words,
-    )
+    return {
+        "task": task,
+        "categorical": read.featurizer.categorical,
+        "classes": read.classes,
+        "names": read.featurizer.names,
+        "texts": word_columns(read.featurizer.names, read.featurizer.groups),
+        "folds": plan_folds(read.y, task=task, seed=seed, groups=read.groups, times=read.times),
+    }
 
 
 def _with_metric(progress: Progress, metric: str) -> Progress:

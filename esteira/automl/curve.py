@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esteira.automl.evaluate import side_by_side
+
 SIZES = 5
 SMALLEST_SHARE = 0.1
 SMALLEST_ROWS = 50
 
 FitScore = Callable[[NDArray[np.int64], NDArray[np.int64]], float]
-"""Fits on the first rows (positions), scores on the second; higher is better, NaN where undefined."""
+"""Fits on the first rows (positions), scores on the second; higher is better, NaN where undefined. Called by several threads."""
 
 
 def learning(
@@ -38,9 +40,15 @@ def learning(
     sizes = np.unique(np.geomspace(start, least, SIZES).round().astype(np.int64))
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(fit) for fit, _ in used]
+    # The largest first, so that no core waits for it at the end.
+    jobs = [
+        (np.sort(order[:size]), held)
+        for size in sizes[::-1].tolist()
+        for order, (_, held) in zip(orders, used, strict=True)
+    ]
+    scored = np.reshape(side_by_side(lambda job: fit_score(*job), jobs), (len(sizes), len(used)))[::-1]
     points = []
-    for size in sizes.tolist():
-        scores = [fit_score(np.sort(order[:size]), held) for order, (_, held) in zip(orders, used, strict=True)]
+    for size, scores in zip(sizes.tolist(), scored.tolist(), strict=True):
         defined = [score for score in scores if np.isfinite(score)]
         points.append(
             {

@@ -94,18 +94,23 @@ def closer_look(found: "Result", data: Data, folds: Folds, groups: Mapping[str, 
         data, folds: of the search.
         groups: source column -> positions of its features.
     """
-    members = [row for row in found.leaderboard if row["weight"] and row["kind"] != "blend"]
-    heaviest = max(members, key=lambda row: row["weight"])
+    row = heaviest(found)
     with quiet_and_alike():
         return look(
             data,
             folds,
             scorer(found.metric, data.task, data.classes),
             groups,
-            recipe=Recipe.of(heaviest["recipe"]),
-            kind=heaviest["kind"],
-            params=heaviest["params"],
+            recipe=Recipe.of(row["recipe"]),
+            kind=row["kind"],
+            params=row["params"],
         )
+
+
+def heaviest(found: "Result") -> Mapping[str, Any]:
+    """The leaderboard's row of the member that weighs most."""
+    members = [row for row in found.leaderboard if row["weight"] and row["kind"] != "blend"]
+    return max(members, key=lambda row: row["weight"])
 
 
 def judged_rows(

@@ -101,7 +101,8 @@ def automl(
         files, manifest = bundle_files.sealed_files(model.table, model.found, line=line, seed=seed, source=model.source)
         bundle_id = bundle_files.write(folder, files, manifest, force=force)
         if report is not None:
-            outputs.write(Path(report).absolute().parent, {Path(report).name: model.page().encode()})
+            within = None if budget is None else max(0.0, 1.1 * budget - (time.perf_counter() - began))
+            outputs.write(Path(report).absolute().parent, {Path(report).name: model.page(within=within).encode()})
     for warning in model.warnings[:_SHOWN]:
         say(f"{click.style('warning:', fg='yellow')} {warning}")
     seconds = round(time.perf_counter() - began, 3)
