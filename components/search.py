@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from components.train import Params
+from components.train import Params, question
 from esteira.errors import ConfigError
-from esteira.family import Line, load_trainable
 from esteira.settings import load_settings
 
 __all__ = ["Params", "Report", "meeting", "run"]
@@ -51,11 +50,7 @@ def run(
         ConfigError: nobody says where the workers meet; and what train raises of the same words.
         OutsideError: the study's storage is away.
     """
-    import pandas as pd
-
-    from components.train import question
     from esteira.automl.engine import work
-    from esteira.features.contract import TableContract
 
     storage = load_settings().study_url
     if not storage:
@@ -64,10 +59,7 @@ def run(
             code="no_study_url", where="step search",
             cure="give the step a secret with ESTEIRA_STUDY_URL=postgresql://..., or set train.workers to 1",
         )  # fmt: skip
-    agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
-    family = load_trainable(Line.parse(line).family)
-    rows = pd.read_parquet(features / "rows_train.parquet")
-    x, y, words = question(features, rows, agreed, family, params or Params(), seed)
+    x, y, words = question(features, contract, line, params or Params(), seed)
     made = 0
 
     def count(_done: int, _trials: int, _row: Mapping[str, Any]) -> None:

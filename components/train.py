@@ -117,7 +117,7 @@ def run(
     agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
     family = load_trainable(Line.parse(line).family)
     rows = pd.read_parquet(features / "rows_train.parquet")
-    x, y, words = question(features, rows, agreed, family, params, seed)
+    x, y, words = _question(features, rows, agreed, family, params, seed)
     with meeting(features=features, contract=contract, line=line, seed=seed, params=params) as storage:
         found = search(x, y, **words, storage=storage, progress=_say)
     held = pd.read_parquet(features / "rows_test.parquet")
@@ -179,9 +179,19 @@ def run(
 
 
 def question(
+    features: Path, contract: Path, line: str, params: Params, seed: int
+) -> "tuple[NDArray[np.float32], NDArray[Any], dict[str, Any]]":
+    """What a search is asked: x, y and the words of `esteira.automl.search`, for every worker the same; see `run`."""
+    import pandas as pd
+
+    agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
+    family = load_trainable(Line.parse(line).family)
+    return _question(features, pd.read_parquet(features / "rows_train.parquet"), agreed, family, params, seed)
+
+
+def _question(
     features: Path, rows: "pd.DataFrame", contract: TableContract, family: Trainable, params: Params, seed: int
 ) -> "tuple[NDArray[np.float32], NDArray[Any], dict[str, Any]]":
-    """What a search is asked: x, y and the words of `esteira.automl.search`, for every worker the same."""
     from esteira.automl import plan_folds
     from esteira.features.table import together, word_columns
 

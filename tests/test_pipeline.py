@@ -20,6 +20,7 @@ from pipelines.plan import Plan
 from pipelines.reuse import Receipt, Receipts
 from pipelines.shape import NAMES, STEPS, Step
 from pipelines.world import World
+from tests import serving_lock
 
 HOME = {"ESTEIRA_HOME": ".esteira"}
 FEW = ("--set", "train.trials=4")
@@ -462,22 +463,13 @@ def test_a_bundle_answers_where_only_the_serving_lock_is_installed(
 ) -> None:
     """K-04, done when: "the exported artefact loaded in a process without the training libraries reproduces reference
     predictions": in an environment made from requirements/serving.lock, with our code and nothing else in it."""
-    root = Path(__file__).resolve().parents[1]
-    script = (
-        f'python="{sys.executable}"; . requirements/index.sh; uv="{Path(sys.executable).parent}/uv"; '
-        f'"$uv" venv --quiet --python "$python" "{tmp_path}/venv" && VIRTUAL_ENV="{tmp_path}/venv" '
-        '"$uv" pip sync --quiet --require-hashes requirements/serving.lock'
-    )
-    subprocess.run(["bash", "-euc", script], cwd=root, check=True, capture_output=True, timeout=300)
-    for room in ("esteira", "families"):
-        shutil.copytree(root / room, tmp_path / "code" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    python, installed = serving_lock.make(tmp_path)
 
     done = subprocess.run(
-        [tmp_path / "venv" / "bin" / "python", "-c", EDGE.replace('"bentoml", "sqlalchemy"', ""), first["bundle"]],
+        [python, "-c", EDGE.replace('"bentoml", "sqlalchemy"', ""), first["bundle"]],
         cwd=project, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "code")},
     )  # fmt: skip
 
-    installed = {path.name.split("-")[0] for path in tmp_path.glob("venv/lib/*/site-packages/*.dist-info")}
     assert set() == installed & {"scikit_learn", "xgboost", "xgboost_cpu", "optuna", "pandas", "onnx", "kfp", "mlflow"}
     assert {"bentoml", "onnxruntime"} <= installed
     found = json.loads(done.stdout)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from esteira.automl.api import AutoML, fit
 from esteira.cli import main
+from tests import serving_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ("sklearn", "xgboost", "lightgbm", "optuna", "pandas", "onnx", "kfp", "mlflow")
@@ -100,20 +100,12 @@ def test_it_answers_the_same_where_only_the_serving_lock_is_installed(
 ) -> None:
     """In an environment made from requirements/serving.lock, with our code and nothing else in it."""
     folder, model = made
-    script = (
-        f'python="{sys.executable}"; . requirements/index.sh; uv="{Path(sys.executable).parent}/uv"; '
-        f'"$uv" venv --quiet --python "$python" "{tmp_path}/venv" && VIRTUAL_ENV="{tmp_path}/venv" '
-        '"$uv" pip sync --quiet --require-hashes requirements/serving.lock'
-    )
-    subprocess.run(["bash", "-euc", script], cwd=ROOT, check=True, capture_output=True, timeout=300)
-    for room in ("esteira", "families"):
-        shutil.copytree(ROOT / room, tmp_path / "code" / room, ignore=shutil.ignore_patterns("__pycache__"))
-    installed = {path.name.split("-")[0] for path in tmp_path.glob("venv/lib/*/site-packages/*.dist-info")}
+    python, installed = serving_lock.make(tmp_path)
     assert set() == installed & {"scikit_learn", "xgboost", "xgboost_cpu", "lightgbm", "optuna", "pandas", "onnx"}
 
     def predict(*words: str) -> str:
         return subprocess.run(
-            [tmp_path / "venv" / "bin" / "python", "-m", "esteira.cli", "predict", "--bundle", folder / "bundle",
+            [python, "-m", "esteira.cli", "predict", "--bundle", folder / "bundle",
              "--data", folder / "rows.csv", *words],
             cwd=tmp_path, capture_output=True, text=True, check=True,
             env={"PYTHONPATH": str(tmp_path / "code"), "PATH": os.environ["PATH"]},

@@ -4,12 +4,11 @@ python -m benchmarks.automl.environments          # make those that are missing
 python -m benchmarks.automl.environments --lock   # take newer versions into the locks
 """
 
-import argparse
 import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.orchestrators.environments import ensure, uv
+from benchmarks.orchestrators.environments import ensure, main, uv, write_locks
 
 PROJECTS = Path(__file__).parent / "projects"
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,28 +49,19 @@ def _torch(asked: Path) -> str:
 
 
 def lock_all() -> None:
-    """Write every lock anew from the `requirements.in` beside it: names, versions and hashes, no address and no path."""
+    """Write the peers' locks anew, for Linux."""
     # A wheel of torch without CUDA beside us, or the index that uv knows for it: either spares the lock CUDA's packages.
     links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
+
+    def words(asked: Path) -> list[str]:
+        plain = ["--torch-backend=cpu"] if _torch(asked) and not links else []
+        return ["--python-platform", "linux", "--no-emit-package", "torch", *plain]
+
     environment = {**os.environ, **({"UV_FIND_LINKS": links} if links else {})}
-    for asked in sorted(PROJECTS.glob("*/requirements.in")):
-        subprocess.run(
-            [
-                uv(), "pip", "compile", "--quiet", "--generate-hashes", "--upgrade", "--python-version", "3.11",
-                "--python-platform", "linux", "--no-emit-package", "torch",
-                *(["--torch-backend=cpu"] if _torch(asked) and not links else []),
-                "--custom-compile-command", "python -m benchmarks.automl.environments --lock",
-                asked.name, "--output-file", "requirements.lock",
-            ],
-            cwd=asked.parent, env=environment, check=True,
-        )  # fmt: skip
+    write_locks(PROJECTS, "benchmarks.automl.environments", environment, words)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lock", action="store_true", help="write the locks instead")
-    if parser.parse_args().lock:
-        lock_all()
-    else:
-        for file in sorted(PROJECTS.glob("*/requirements.lock")):
-            print(commands(file.parent.name))
+    main(
+        __doc__, lock_all, lambda: (commands(file.parent.name) for file in sorted(PROJECTS.glob("*/requirements.lock")))
+    )

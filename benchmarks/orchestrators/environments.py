@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.orchestrators.peers import PROJECTS
@@ -67,25 +68,43 @@ def uv() -> str:
     return found
 
 
-def lock_all() -> None:
-    """Write every lock anew from the `requirements.in` beside it: names, versions and hashes, no address and no path."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"UV_FIND_LINKS", "PIP_FIND_LINKS"}}
-    for asked in sorted(PROJECTS.glob("*/requirements.in")):
+def write_locks(
+    projects: Path, module: str, environment: Mapping[str, str], words: Callable[[Path], Sequence[str]]
+) -> None:
+    """Write every lock anew from the `requirements.in` beside it: names, versions and hashes, no address and no path.
+
+    Args:
+        projects: holds a folder for each environment.
+        module: whose `--lock` this is; a lock names it.
+        environment: of uv.
+        words: of uv, for what is asked in a file.
+    """
+    for asked in sorted(projects.glob("*/requirements.in")):
         subprocess.run(
             [
-                uv(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--upgrade", "--python-version", "3.11",
-                "--custom-compile-command", "python -m benchmarks.orchestrators.environments --lock",
-                asked.name, "--output-file", "requirements.lock",
+                uv(), "pip", "compile", "--quiet", "--generate-hashes", "--upgrade", "--python-version", "3.11", *words(asked),
+                "--custom-compile-command", f"python -m {module} --lock", asked.name, "--output-file", "requirements.lock",
             ],
-            cwd=asked.parent, env=kept, check=True,
+            cwd=asked.parent, env=environment, check=True,
         )  # fmt: skip
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def lock_all() -> None:
+    """Write the peers' locks anew, for every platform."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"UV_FIND_LINKS", "PIP_FIND_LINKS"}}
+    write_locks(PROJECTS, "benchmarks.orchestrators.environments", kept, lambda _asked: ["--universal"])
+
+
+def main(doc: str, locks: Callable[[], None], make: Callable[[], Iterable[Path]]) -> None:
+    """The command: make what is missing, or with `--lock` write locks."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lock", action="store_true", help="write the locks instead")
     if parser.parse_args().lock:
-        lock_all()
+        locks()
     else:
-        for file in sorted(PROJECTS.glob("*/requirements.lock")):
-            print(ensure(file))
+        for place in make():
+            print(place)
+
+
+if __name__ == "__main__":
+    main(__doc__, lock_all, lambda: map(ensure, sorted(PROJECTS.glob("*/requirements.lock"))))

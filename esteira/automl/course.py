@@ -1,7 +1,6 @@
 """The course of a search: what was tried and how it did, who may go on, what comes next. It decides; it does not wait."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from esteira.automl import schedule
 from esteira.automl.cost import microseconds
-from esteira.automl.evaluate import Fits, Outcome, Pruned, Watch
+from esteira.automl.evaluate import Fits, Outcome, Watch
 from esteira.automl.kept import Predictions
 from esteira.automl.kinds import kind
 from esteira.automl.kinds.base import Cost
@@ -27,21 +26,9 @@ RECIPES_AFTER = FIRST_ENTRIES
 told when a search is killed."""
 SAMPLE_ROWS = 50_000
 """A trial on a larger fold is first tried on so many of its rows, and goes on only when it does well there."""
-BEHIND_FIRST, BEHIND_AGAIN = 0.15, 0.03
-"""How far behind the best a trial may be on the first fold, as a share of what the best gains over the constant there; the
-first of its kind may be further behind, the less so the more rows and seconds its other folds take, and all may be where few
-rows were held (by 1 / sqrt(rows))."""
-MANY_ROWS = 20_000
-DEAR = 0.2
-"""Of the time that is left: a trial whose other folds take so much must be as good as the best."""
 KEPT = 15
 """Trials whose predictions and models stay in memory, beside the best of each kind."""
 MODEL_BYTES = 300_000_000
-SETTLING, CURVES, ABOVE = 4.0, 4, 1.02
-"""From which progress (rounds times learning rate) on a proposal is compared with earlier trials of its kind, with how many at
-least, and how far above the median of their losses it is cut."""
-LEAST = 0.03
-"""Of a budget in seconds: what a fit may take in any case, when it is begun."""
 RESERVED = 0.1
 """Of a budget in seconds: for blending, refits, export and its check."""
 # Fold fits of kinds that have not been timed yet, in units of what LightGBM takes.
@@ -254,41 +241,6 @@ class Course:
         rows, row_us = len(self.ask.folds.folds[0].fit), self.ask.limits.row_us
         return schedule.capped(trial.proposal.kind, trial.proposal.params, row_us, rows, self.ask.data.classes)
 
-    def watch(self, behind: int = 0) -> Callable[[Trial, int], Watch]:
-        """What looks on while a boosting is fitted: the clock, and on the first fold the curves of earlier trials.
-
-        Args:
-            behind: only of trials that are so many numbers before: these were told, whether the search was killed meanwhile or not.
-        """
-        until = math.inf
-        if self.ask.seconds is not None:
-            until = self.ask.clock() + max(self.left(), LEAST * self.ask.seconds)
-        curves: dict[str, list[tuple[int, tuple[tuple[float, float], ...]]]] = {}
-        for trial in self.done:
-            if trial.state == "complete" and trial.curve:
-                curves.setdefault(trial.proposal.kind, []).append((trial.proposal.number, trial.curve))
-
-        def made(trial: Trial, fold: int) -> Watch:
-            # A sample's curve is no match for those of whole folds.
-            compared = fold == 0 and trial.proposal.origin == "tpe" and (not self.large or trial.sampled is not None)
-            last = trial.proposal.number - behind
-            known = (
-                [curve for number, curve in curves.get(trial.proposal.kind, ()) if number <= last] if compared else []
-            )
-
-            def watch(progress: float, loss: float) -> bool:
-                losses = [_at(curve, progress) for curve in known] if progress >= SETTLING else []
-                past = [passed for passed in losses if passed is not None]
-                if len(past) >= CURVES and loss > ABOVE * float(np.median(past)):
-                    raise Pruned(
-                        f"its loss {loss:.4g} is above the median of earlier trials at progress {progress:.1f}"
-                    )
-                return until == math.inf or self.ask.clock() < until
-
-            return watch
-
-        return made
-
     def note(self, trial: Trial, fold: int, outcome: Outcome, share: float = 1.0) -> None:
         """Keep what a fit on a fold gave.
 
@@ -323,57 +275,6 @@ class Course:
         held = np.concatenate([self.ask.folds.folds[fold].held for fold in folds])
         score = self.ask.score(self.ask.data.y[held], np.concatenate([trial.predictions[fold] for fold in folds]))
         return float(score) if np.isfinite(score) else None
-
-    def hopeless(self, trial: Trial, others: Sequence[Trial] = (), *, sample: bool = False) -> str:
-        """Why a trial that was scored on the first fold need not be scored on the others; empty when it should.
-
-        Args:
-            sample: judge by the scores of models that were fitted on a sample of the fold, each beside its like.
-        """
-
-        def first(one: Trial) -> float:
-            score = one.sampled if sample else one.scores.get(0)
-            return float("nan") if score is None else score
-
-        if 0 not in trial.scores:
-            return trial.why
-        if not self.ask.limits.allow(trial.cost):
-            return f"one answer costs {microseconds(trial.cost):.0f} us and {trial.cost.bytes:,} bytes, more than is allowed"
-        mine = first(trial)
-        before = [other for other in [*self.done, *others] if other is not trial]
-        known = [other for other in before if np.isfinite(first(other))]
-        trivial = [first(other) for other in known if other.proposal.kind == "constant"]
-        if trial.proposal.kind == "constant" or not np.isfinite(mine) or not trivial or len(known) < 2:
-            return ""
-        best = max(first(other) for other in known)
-        gain = best - trivial[0]
-        # By number, not by what has been told: a wave of which a killed search told a part is judged as it was.
-        number, name = trial.proposal.number, trial.proposal.kind
-        new = all(
-            other.proposal.kind != name or other.state != "complete" or other.proposal.number > number
-            for other in before
-        )
-        if trial.proposal.origin == "recipe" and len(self.ask.folds.folds[0].fit) >= MANY_ROWS:
-            # On many rows one fold tells whether a made feature helps.
-            base = [first(other) for other in before if other is self.recipe_base]
-            if base and mine <= base[0]:
-                return "no better than without it on the first fold"
-        new = new or trial.proposal.origin == "recipe"
-        behind = self._behind(trial, new)
-        wanted = trivial[0] + (1 - behind) * gain
-        if gain > 0 and mine < wanted:
-            share = (mine - trivial[0]) / gain
-            return f"gains {share:.0%} of what the best gains over the constant on the first fold"
-        return ""
-
-    def _behind(self, trial: Trial, new: bool) -> float:
-        rows = len(self.ask.folds.folds[0].fit)
-        most = max(BEHIND_AGAIN, BEHIND_FIRST * (1 - rows / MANY_ROWS)) if new else BEHIND_AGAIN
-        behind = most + 1 / math.sqrt(len(self.ask.folds.folds[0].held))
-        if self.ask.seconds is None:
-            return behind
-        seconds = self.expected(trial.proposal.kind) * (self.dealing - 1) / (os.cpu_count() or 1)
-        return behind * max(0.0, 1 - seconds / (DEAR * max(1e-9, self.left())))
 
     def tell(self, trial: Trial) -> None:
         """A trial is done, for better or worse: tell the study and whoever watches."""
@@ -448,11 +349,3 @@ class Course:
                 trial.predictions = {}
             if not wanted or weight > MODEL_BYTES:
                 trial.fitted = {}
-
-
-def _at(curve: Sequence[tuple[float, float]], progress: float) -> float | None:
-    """The loss of a curve at some progress; its best when it had ended by then."""
-    passed = [loss for at, loss in curve if at <= progress]
-    if not passed:
-        return None
-    return passed[-1] if curve[-1][0] >= progress else min(passed)

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from esteira.automl import prune
 from esteira.automl.course import SAMPLE_ROWS, Course
 from esteira.automl.evaluate import Outcome, side_by_side
 from esteira.automl.trial import Trial
@@ -53,7 +54,7 @@ def _by_trials(course: Course) -> None:
         jobs += [(trial, 0) for trial in batch]
         # The slow first, so that no core waits for one at the end; what comes out does not depend on it.
         jobs.sort(key=lambda job: -course.expected(job[0].proposal.kind))
-        fit = partial(course.fit, watch=course.watch(behind=2 * BATCH))
+        fit = partial(course.fit, watch=prune.watch(course, behind=2 * BATCH))
         for (trial, fold), outcome in zip(jobs, side_by_side(fit, jobs), strict=True):
             course.note(trial, fold, outcome)
         for trial in waiting:
@@ -69,7 +70,7 @@ def _by_trials(course: Course) -> None:
 def _goes_on(course: Course, trial: Trial, others: list[Trial], *, sample: bool = False) -> bool:
     """Judge a trial by the folds that it was scored on."""
     if trial.state == "complete":
-        cut = course.hopeless(trial, others, sample=sample)
+        cut = prune.hopeless(course, trial, others, sample=sample)
         if cut:
             trial.state, trial.why = "pruned", cut
     return trial.state == "complete"
@@ -77,7 +78,7 @@ def _goes_on(course: Course, trial: Trial, others: list[Trial], *, sample: bool 
 
 def _sampled(course: Course, batch: list[Trial]) -> list[Trial]:
     """Of a batch on a large table, those that do well on a sample of the first fold."""
-    watch = course.watch()
+    watch = prune.watch(course)
     outcomes = side_by_side(lambda trial: course.fit((trial, 0), watch, most_rows=SAMPLE_ROWS), batch)
     for trial, outcome in zip(batch, outcomes, strict=True):
         _note_sample(course, trial, outcome)
@@ -117,7 +118,7 @@ def _by_clock(course: Course) -> None:
                 if job is None:
                     break
                 most = SAMPLE_ROWS if job[1] == SAMPLE else None
-                running[pool.submit(course.fit, (job[0], max(0, job[1])), course.watch(), most)] = job
+                running[pool.submit(course.fit, (job[0], max(0, job[1])), prune.watch(course), most)] = job
             if not running:
                 if course.shared and not course.ask.stop() and course.left() > 0 and course.study.wait():
                     continue

@@ -1,4 +1,4 @@
-"""A closer look at one trial: what more rows would give it, and on which columns and made features it depends.
+"""A closer look at one trial: what more rows would give it, and on which columns it depends.
 
 The final model has seen every row, so nothing of it can be asked on rows that it did not see; the trial is fitted again on
 a fold's rows, and the fold's held rows are shuffled.
@@ -27,12 +27,10 @@ class Look:
     Attributes:
         learning: as `esteira.automl.curve.learning` gives it.
         columns: importance of each source column, as `esteira.automl.importance.permutation` gives it.
-        features: the same of each feature that the estimator sees, made ones among them, by name.
     """
 
     learning: Sequence[Mapping[str, Any]]
     columns: Sequence[Mapping[str, Any]]
-    features: Sequence[Mapping[str, Any]]
 
 
 def look(
@@ -63,20 +61,10 @@ def look(
 
     learning = curve.learning(fit_score, [(first.fit, first.held)], fits=fits, seed=data.seed)
     whole = known.get(len(first.fit)) or _fit(data, first.fit, first.held, recipe, kind, params)
-    x, y = data.x[first.held], data.y[first.held]
-    made = whole.preparation.columns.names
-    return Look(
-        learning=learning,
-        columns=importance.permutation(whole.predict, x, y, scorer, groups, seed=data.seed),
-        features=importance.permutation(
-            whole.estimator.predict,
-            whole.preparation.apply(x),
-            y,
-            scorer,
-            {name: [at] for at, name in enumerate(made)},
-            seed=data.seed,
-        ),
+    columns = importance.permutation(
+        whole.predict, data.x[first.held], data.y[first.held], scorer, groups, seed=data.seed
     )
+    return Look(learning=learning, columns=columns)
 
 
 def _fit(

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from esteira.automl.kinds.base import Cost, Features
 from esteira.onnx.graph import Graph
 
@@ -76,19 +74,3 @@ class Preparation(Protocol):
 
     def cost(self) -> Cost:
         """What one answer costs."""
-
-
-class Fit(Protocol):
-    """How a recipe is fitted; `esteira.automl.prepare.fitted.fit` is one."""
-
-    def __call__(
-        self,
-        recipe: Recipe,
-        x: Features,
-        y: NDArray[Any] | None,
-        *,
-        columns: Columns,
-        classes: int | None,
-        seed: int,
-    ) -> tuple[Preparation, Features]:
-        """The fitted preparation, and the features of these very rows: target encodings of them are out of fold."""
