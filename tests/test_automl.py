@@ -343,7 +343,7 @@ def test_a_forest_which_no_clock_can_stop_is_not_begun_before_it_is_known_how_lo
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr(kind("linear"), "fit", slow)
     monkeypatch.setattr(kind("extra_trees"), "fit", forest)
-    find(trials=3, seconds=seconds, candidates=[Candidate("extra_trees"), LINEAR, Candidate("constant")])
+    find(trials=8, seconds=seconds, candidates=[Candidate("extra_trees"), LINEAR, Candidate("constant")])
 
     assert "linear" == events[0]
     assert tried_too == ("forest" in events)

@@ -12,7 +12,7 @@ from esteira.automl import schedule
 from esteira.automl.cost import microseconds
 from esteira.automl.ensemble import Limits, choose, mean
 from esteira.automl.final import FLOOR, bags
-from esteira.automl.kinds import kind
+from esteira.automl.kinds import KINDS, kind
 from esteira.automl.kinds.base import Cost
 from esteira.automl.prepare import Columns, Recipe
 from esteira.family import Candidate
@@ -111,6 +111,22 @@ def test_the_trivial_model_comes_first_then_one_that_is_quick_then_the_portfolio
     assert ["constant", "linear"] == [name for name, _, _ in entries[:2]]
     assert {"lightgbm", "extra_trees"} == {name for name, _, _ in entries if name not in ("constant", "linear")}
     assert len(entries) == len({str(entry) for entry in entries})
+
+
+@pytest.mark.parametrize(("task", "classes"), [("binary", 2), ("multiclass", 5), ("regression", None)])
+def test_made_features_find_a_boosting_among_the_first_entries(task: str, classes: int | None) -> None:
+    entries = schedule.first_entries([Candidate(name) for name in KINDS], task, NUMBERS, classes)
+
+    assert set(schedule.BOOSTING) & {name for name, _, _ in entries[: schedule.FIRST_ENTRIES]}
+
+
+def test_what_takes_long_comes_last_of_the_portfolio_where_rows_are_many() -> None:
+    candidates = [Candidate(name) for name in KINDS]
+    few, many = (schedule.first_entries(candidates, "binary", NUMBERS, rows=rows) for rows in (9_999, 10_000))
+
+    assert "neural_network" in [name for name, _, _ in few[: schedule.FIRST_ENTRIES]]
+    assert "neural_network" not in [name for name, _, _ in many[: schedule.FIRST_ENTRIES]]
+    assert sorted(map(str, few)) == sorted(map(str, many))
 
 
 def test_parts_of_a_recipe_that_have_nothing_to_work_on_are_left_out() -> None:

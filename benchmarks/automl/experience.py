@@ -268,7 +268,7 @@ class Experience:
 
 def scored(source_data: Data) -> tuple[Fits, list[int]]:
     """The folds of a table, and which of them are scored."""
-    folds = plan_folds(source_data.y, task=source_data.task, seed=1, repeats=1)
+    folds = plan_folds(source_data.y, task=source_data.task, seed=1, count=5, repeats=1)
     count = len(folds.folds) if len(source_data.y) < ROWS_OF_ALL else min(FOLDS, len(folds.folds))
     return Fits(source_data, folds), list(range(count))
 

@@ -19,9 +19,7 @@ from esteira.automl.study import Study
 from esteira.automl.trial import Trial
 from esteira.family import Candidate
 
-FIRST_ENTRIES = 6
-"""Entries of the portfolio before made features are tried; the others come after these."""
-RECIPES_AFTER = FIRST_ENTRIES
+RECIPES_AFTER = schedule.FIRST_ENTRIES
 """Trials after which made features are tried, on the boosting that leads by then: whole waves, so that none of them is half
 told when a search is killed."""
 SAMPLE_ROWS = 50_000
@@ -82,7 +80,7 @@ class Course:
             for candidate in able
         }
         entries = schedule.first_entries(
-            able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes, self.ask.trials
+            able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes, trials=self.ask.trials, rows=rows
         )
         name = self.ask.name() if storage else "search"
         self.shared = bool(storage)
@@ -91,7 +89,7 @@ class Course:
         self.catch_up()
         bare = any(not candidate.defaults for candidate in able)
         self.undecided = bare
-        self.later = entries[FIRST_ENTRIES:] if bare else []
+        self.later = entries[schedule.FIRST_ENTRIES :] if bare else []
         # What was queued before is not queued again.
         for entry in entries[: len(entries) - len(self.later)]:
             self.study.queue(*entry, "portfolio")
@@ -208,8 +206,8 @@ class Course:
                     self.study.queue(boosted[0].proposal.kind, boosted[0].proposal.params, recipe, "recipe")
             for entry in self.later:
                 self.study.queue(*entry, "portfolio")
+            # A search that goes on may know of these already, so what they showed is looked at now.
             self.later, self.undecided = [], False
-            return
         base = self.recipe_base
         if base is None:
             return

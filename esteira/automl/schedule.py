@@ -20,6 +20,11 @@ MEMBER_SHARE, FOREST_SHARE = 0.7, 0.5
 """Of the row budget that one member may use up, so that others find room beside it; more trees are of less use to a forest."""
 # Per node of a tree in the graph, and how much deeper than a balanced one a grown tree is.
 MANY_CLASSES = 8
+MANY_ROWS = 10_000
+DEAR = 8.0
+"""Times what LightGBM's defaults take, on the mean over the tables that the portfolio was learned from."""
+FIRST_ENTRIES = 6
+"""Entries before made features are tried; the others come after these."""
 NODE_BYTES, UNBALANCED = 16.0, 1.3
 
 Entry = tuple[str, Mapping[str, Any], Recipe]
@@ -28,14 +33,23 @@ Entry = tuple[str, Mapping[str, Any], Recipe]
 @cache
 def portfolio(task: str) -> tuple[Entry, ...]:
     """Configurations known to do well on many tables, in the order of trying; see benchmarks/automl/portfolio.py."""
+    return tuple((entry["kind"], entry["params"], Recipe.of(entry["recipe"])) for entry in _learned(task))
+
+
+@cache
+def _learned(task: str) -> tuple[Mapping[str, Any], ...]:
     text = resources.files("esteira.automl").joinpath("portfolio.json").read_text(encoding="utf-8")
-    return tuple(
-        (entry["kind"], entry["params"], Recipe.of(entry["recipe"])) for entry in json.loads(text).get(task, ())
-    )
+    return tuple(json.loads(text).get(task, ()))
 
 
 def first_entries(
-    candidates: Sequence[Candidate], task: str, columns: Columns, classes: int | None = None, trials: int = 1000
+    candidates: Sequence[Candidate],
+    task: str,
+    columns: Columns,
+    classes: int | None = None,
+    *,
+    trials: int = 1000,
+    rows: int = 0,
 ) -> list[Entry]:
     """What to try first: the defaults that a family gives, and the portfolio's entries of kinds that it only names.
 
@@ -46,6 +60,10 @@ def first_entries(
         (candidate.kind, candidate.defaults, Recipe()) for candidate in candidates if candidate.defaults
     ]
     known = portfolio(task)
+    if rows >= MANY_ROWS:
+        # What takes minutes there comes when something good is known.
+        dear = [entry["seconds"] > DEAR for entry in _learned(task)]
+        known = tuple(known[at] for at in sorted(range(len(known)), key=dear.__getitem__))
     if classes is not None and classes > MANY_CLASSES:
         # Boosting grows a tree a class a round: slow to fit, and few rounds fit into a row. Others come first.
         known = tuple(sorted(known, key=lambda entry: entry[0] in BOOSTING and entry[1].get("multi_strategy") is None))
@@ -62,7 +80,13 @@ def first_entries(
         # Of one trial only, it is not the trivial model that people want.
         first = [entry for entry in first if entry[0] != "constant"]
         kept = [entry for entry in kept if entry[0] != "constant"]
-    return first + [entry for entry in kept if entry not in first]
+    ordered = first + [entry for entry in kept if entry not in first]
+    boosted = next((entry for entry in ordered if entry[0] in BOOSTING), None)
+    if boosted is not None and boosted not in ordered[:FIRST_ENTRIES] and (classes or 0) <= MANY_CLASSES:
+        # Made features are tried on one.
+        ordered.remove(boosted)
+        ordered.insert(len(first), boosted)
+    return ordered
 
 
 def able(recipe: Recipe, columns: Columns) -> Recipe:
