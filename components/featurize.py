@@ -21,6 +21,7 @@ from esteira.features import table
 from esteira.features.answers import class_key
 from esteira.features.contract import TableContract
 from esteira.features.labels import encode_labels
+from esteira.features.leaks import duplicates, find_suspicions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,8 +231,9 @@ def run(*, rows: Path, contract: Path, out: Path, params: Params | None = None, 
     x_train, x_test, files = featurizer.frame(train), featurizer.frame(test), featurizer.files()
     parts = {"train": (x_train, _numbers(train, chosen.train)), "test": (x_test, _numbers(test, chosen.test))}
     records, findings = table.examine(featurizer.names, parts, f"{agreed.line}, step featurize")
+    findings += [*find_suspicions(train, agreed.target.name, agreed), *duplicates(x_train, y_train).findings()]
     for finding in findings[:_SAID]:
-        print(f"feature {finding.column!r} {finding.message}", file=sys.stderr)
+        print(finding.told, file=sys.stderr)
     made = table.record(featurizer.names, featurizer.categorical, featurizer.groups, list(files), records, findings)
     report = Report(
         method=chosen.method,

@@ -1,4 +1,4 @@
-"""Step `search`: one of several workers of train's search; it tells the study its trials and writes nothing else.
+"""A worker of train's search, one of several: it tells the study its trials and writes nothing else.
 
 On a cluster the workers are pods that meet at ESTEIRA_STUDY_URL, and train ends the study when they are done; here they are
 processes beside train's own. Which of them makes which trial is decided by their speed, so that two runs may differ.

@@ -8,8 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from esteira import outputs
-from esteira.errors import ConfigError
-from esteira.family import Candidate, Line, Trainable, load_trainable
+from esteira.family import Finding, Line, Trainable, load_trainable
 from esteira.features.contract import TableContract
 from esteira.features.metrics import HIGHER_IS_BETTER
 
@@ -33,7 +31,7 @@ class Params(BaseModel):
     """What a person may say about the search.
 
     Attributes:
-        trials: how many parameter sets are tried; each kind's defaults come first.
+        trials: how many parameter sets are tried; the portfolio comes first.
         metric: a score of the task; by default the family's primary one.
         kinds: which of the family's kinds are tried; empty means all.
         workers: how many make trials side by side, pods on a cluster and processes here; two runs with more than one may differ.
@@ -70,26 +68,10 @@ class Report(BaseModel):
     graph_bytes: int
 
 
-def choose_candidates(offered: Sequence[Candidate], kinds: Sequence[str]) -> list[Candidate]:
-    """The family's candidates of the wanted kinds, in the family's order; all when none is named.
-
-    Raises:
-        ConfigError: a kind that the family does not offer.
-    """
-    names = [candidate.kind for candidate in offered]
-    unknown = [kind for kind in kinds if kind not in names]
-    if unknown:
-        raise ConfigError(
-            f"train.kinds names kinds that the family offers ({', '.join(names)}), but got {unknown[0]!r}",
-            code="unknown_kind", where="params.yaml, train.kinds", cure="take some of these, or leave it out",
-        )  # fmt: skip
-    return [candidate for candidate in offered if not kinds or candidate.kind in kinds]
-
-
 def run(
     *, features: Path, contract: Path, line: str, out: Path, params: Params | None = None, seed: int = 42
 ) -> Report:
-    """Search, fit the winner on all training rows, export.
+    """Search, blend the best on all training rows, export.
 
     Args:
         features: featurize's folder.
@@ -135,10 +117,8 @@ def run(
         golden=params.golden_rows,
         reference=params.reference_rows,
     )
-    files["record.json"] = _json(found.record)
+    files["record.json"] = model_files.dumped(found.record)
     board = model_files.leaderboard(found)
-    # A wall time would make every training's bytes different, so it stays out of what is kept.
-    timeless = replace(found, leaderboard=[{**row, "fit_seconds": 0.0} for row in found.leaderboard])
     target = agreed.target
     classes = None if target.classes is None else len(target.classes)
     columns = Columns(tuple(words["names"]), tuple(words["categorical"]), words["texts"])
@@ -148,17 +128,17 @@ def run(
         rows,
         y,
         x.shape[1],
-        timeless,
+        found,
         title=line,
         seed=seed,
-        findings=[finding["message"] for finding in made["findings"]],
-        closer=search_page.closer_look(timeless, data, words["folds"], made["groups"]),
+        findings=[Finding(row=None, **finding).told for finding in made["findings"]],
+        closer=search_page.closer_look(found, data, words["folds"], made["groups"]),
     )
     outputs.write(out / "model", files)
     outputs.write(
         out,
         {
-            "leaderboard.json": _json(board),
+            "leaderboard.json": model_files.dumped(board),
             "search.html": page.encode(),
             "native_test.npy": _npy(found.predict(_load(features / "x_test.npy"))),
         },
@@ -193,6 +173,8 @@ def _question(
     features: Path, rows: "pd.DataFrame", contract: TableContract, family: Trainable, params: Params, seed: int
 ) -> "tuple[NDArray[np.float32], NDArray[Any], dict[str, Any]]":
     from esteira.automl import plan_folds
+    from esteira.automl.question import of_kinds
+    from esteira.features.leaks import duplicates
     from esteira.features.table import together, word_columns
 
     groups, times = together(rows, contract)
@@ -207,12 +189,16 @@ def _question(
             "categorical": made["categorical"],
             "names": made["names"],
             "texts": word_columns(made["names"], made["groups"]),
-            "candidates": choose_candidates(family.candidates(target.task, len(y)), params.kinds),
+            "candidates": of_kinds(
+                family.candidates(target.task, len(y)), params.kinds, where="params.yaml, train.kinds"
+            ),
             "metric": params.metric or family.metric(target.task),
             "trials": params.trials,
             "seed": seed,
             "classes": None if target.classes is None else len(target.classes),
-            "folds": plan_folds(y, task=target.task, seed=seed, groups=groups, times=times),
+            "folds": plan_folds(
+                y, task=target.task, seed=seed, groups=groups, times=times, together=duplicates(x, y).records
+            ),
             "max_row_us": params.max_row_ms * 1000,
         },
     )
@@ -232,10 +218,6 @@ def _npy(array: "NDArray[Any]") -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 if __name__ == "__main__":

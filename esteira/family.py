@@ -46,6 +46,11 @@ class Finding:
     message: str
     severity: Literal["error", "warning"] = "error"
 
+    @property
+    def told(self) -> str:
+        """The message with its column, for a list of findings."""
+        return f"column {self.column!r}: {self.message}" if self.column else self.message
+
 
 class Score(NamedTuple):
     """A named metric's value (None when undefined, with `reason`) and its direction."""
@@ -107,8 +112,9 @@ class Searched(Protocol):
     """What a search found: the best estimator fitted on all given rows, its exact graph, and what was tried.
 
     Attributes:
-        best: `{"kind", "params"}` of the winner.
-        leaderboard: one dict a trial, best first: number, kind, params, score (mean over folds), deviation, fit_seconds.
+        best: `{"kind", "params", "score"}` of the winner.
+        leaderboard: one dict a trial, best first: number, kind, params, score (mean over folds), deviation, weight in the
+            blend, row_us, state, why, fit_seconds.
         out_of_fold: predictions on the training rows by models that did not see them; `(rows, classes)` or `(rows,)`.
     """
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 _LIBRARIES = (
-    "esteira", "numpy", "onnx", "onnxruntime", "scikit-learn", "xgboost", "xgboost-cpu", "lightgbm", "optuna",
+    "esteira", "numpy", "scipy", "onnx", "onnxruntime", "scikit-learn", "xgboost", "xgboost-cpu", "lightgbm", "optuna", "torch",
 )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ def made(proposal: Proposal) -> dict[str, Any]:
     if proposal.kind == "constant":
         return {"score": None, "why": "it fails", "folds": (0.1, 0.2)}
     if proposal.kind == "linear":
-        return {"score": -abs(math.log(params["C"])), "cost_us": 2.0}
-    return {"score": -abs(math.log(params["rate"] / 0.1)) - params["leaves"] / 100, "bytes": 7, "notes": {"rounds": 3}}
+        return {"score": -abs(math.log(params["C"]))}
+    return {"score": -abs(math.log(params["rate"] / 0.1)) - params["leaves"] / 100, "notes": {"rounds": 3}}
 
 
 def begin(storage: str, seed: int = 1, name: str = "search") -> Study:

@@ -259,11 +259,24 @@ def test_given_folds_are_kept_to() -> None:
     np.testing.assert_allclose(np.repeat([y[150:].mean(), y[:150].mean()], 150), found.out_of_fold)
 
 
-def test_a_budget_in_seconds_ends_the_search_and_still_answers() -> None:
-    ticking = itertools.count(0.0, 0.5)
-    found = find(trials=10_000, seconds=30.0, clock=lambda: next(ticking))
+@pytest.mark.requirement("K-89")
+def test_a_budget_in_seconds_is_respected_within_one_trials_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Done when: budget is respected within one trial's length; same seed gives the same best trial with serial execution."""
+    now, fit = [0.0], kind("linear").fit
 
-    assert 1 <= len(tried(found)) < 60
+    def slow(self: Any, *arguments: Any, **named: Any) -> None:
+        fit(self, *arguments, **named)
+        now[0] += 1.0
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(kind("linear"), "fit", slow)
+    found = find(
+        trials=10_000, seconds=30.0, clock=lambda: now[0], candidates=[Candidate("linear"), Candidate("constant")]
+    )
+
+    folds = len(tried(found)[0]["folds"])
+    assert 20.0 <= now[0] <= 30.0 + folds
+    assert 20 // folds <= len(tried(found)) <= 30
     assert found.best["score"] > 0.6
 
 
@@ -424,14 +437,24 @@ def test_a_trial_for_which_there_was_no_time_is_made_by_a_later_run_with_more(tm
     ticking = itertools.count(0.0, 0.5)
     short = find(trials=8, seconds=8.0, clock=slow, storage=str(tmp_path / "study.journal"))
     cut = [row["number"] for row in tried(short) if "no time" in row["why"] or "more than is left" in row["why"]]
-    longer = find(trials=8, storage=str(tmp_path / "study.journal"))
+    longer = find(trials=8, seconds=1e6, storage=str(tmp_path / "study.journal"))
 
     assert cut
     assert list(range(1, 9)) == [row["number"] for row in tried(longer)]
     assert not [row["why"] for row in tried(longer) if "time" in row["why"] or "is left" in row["why"]]
 
 
-def test_many_workers_share_one_study(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [{"trials": 30, "seconds": 1e6}, {"trials": 14}, {"trials": 1}], ids=str)
+def test_so_many_trials_give_the_same_whatever_the_journal_knows(before: dict[str, Any], tmp_path: Path) -> None:
+    bare = {"candidates": [Candidate("lightgbm"), Candidate("linear"), Candidate("constant")]}
+    find(**bare, **before, storage=str(tmp_path / "study.journal"))
+
+    found = find(**bare, trials=9, storage=str(tmp_path / "study.journal"))
+
+    assert without_time(find(**bare, trials=9)) == without_time(found)
+
+
+def test_workers_one_after_the_other_share_one_study(tmp_path: Path) -> None:
     x, y = rows("binary")
     named: dict[str, Any] = {
         "task": "binary", "categorical": [3], "candidates": CANDIDATES, "metric": "roc_auc", "trials": 20, "seed": 5,
@@ -455,6 +478,9 @@ def test_progress_tells_the_best_so_far() -> None:
 
     assert [(number, 6) for number in range(1, 7)] == [(row["done"], row["of"]) for row in told]
     assert {"kind", "score", "best", "seconds", "left"} <= set(told[0])
+    for row in told:
+        scores = [other["score"] for other in told[: row["done"]] if other["state"] == "complete"]
+        assert max(scores) == row["best"]
 
 
 def test_a_trial_that_fails_is_recorded_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,15 @@ def test_a_line_whose_order_matters_is_judged_on_later_rows(tmp_path: Path) -> N
     assert model.table.groups is None
     model.export(tmp_path / "b")
     card = json.loads((tmp_path / "b" / "card.json").read_text(encoding="utf-8"))
-    assert 0 < card["metrics"]["segments"][0]["n"] <= len(frame)
+    assert 0 < card["metrics"]["segments"][0]["n"] < len(frame)
+
+
+def _hold_whole_houses(read: table.Table, house: Any) -> None:
+    """No fold of the search has rows of one house on both sides."""
+    folds = api.words(read, seed=1)["folds"].folds
+    assert len(folds) > 1
+    for fold in folds:
+        assert not set(house[fold.fit]) & set(house[fold.held])
 
 
 def test_rows_of_a_group_stay_together() -> None:
@@ -143,9 +151,17 @@ def test_rows_of_a_group_stay_together() -> None:
 
     read = table.read(table.plain(frame), "y", options=ContractOptions(group_column="house"))
 
-    assert read.groups is not None
-    assert 60 == len(np.unique(read.groups))
     assert "house" not in read.featurizer.names
+    _hold_whole_houses(read, frame["house"].to_numpy())
+
+
+def test_a_table_that_was_appended_to_itself_is_not_judged_on_rows_that_it_learned() -> None:
+    frame = _table("binary")
+    twice = pd.concat([frame, frame], ignore_index=True)
+    read = table.read(table.plain(twice), "y")
+
+    _hold_whole_houses(read, np.tile(np.arange(len(frame)), 2))
+    assert any("held back together" in finding.message for finding in read.findings)
 
 
 def test_in_time_order_rows_of_a_group_stay_together_too() -> None:
@@ -154,8 +170,8 @@ def test_in_time_order_rows_of_a_group_stay_together_too() -> None:
 
     read = table.read(table.plain(frame), "y", options=ContractOptions(group_column="house", time_column="sold"))
 
-    assert read.groups is not None
     assert read.times is not None
+    _hold_whole_houses(read, frame["house"].to_numpy())
 
 
 def test_a_score_of_labels_is_of_those_that_are_said() -> None:

@@ -38,6 +38,7 @@ def test_every_entry_of_the_portfolio_can_be_made(task: str) -> None:
     entries = entries_of(task)
 
     assert 8 <= len(entries)
+    assert all(entry["seconds"] > 0 for entry in json.loads(portfolio.TARGET.read_text(encoding="utf-8"))[task])
     for kind, params, recipe in entries:
         made(task, kind, dict(params))
         assert recipe == Recipe.of(recipe.named())

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 import yaml
 
 from components import search, train
+from esteira.automl import engine
+from esteira.automl.engine import work
 from esteira.errors import ConfigError
 from pipelines import ir_check, ops
 from pipelines.compile import defaults, write
@@ -278,3 +281,36 @@ def test_here_the_other_workers_are_processes_that_end_with_train(
         # Wait until it ended, and leave its end to be looked at.
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     assert "worker 1 ended with 2:" in capfd.readouterr().err
+
+
+def _until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_worker_that_dies_with_first_trials_in_its_hands_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    """What comes after the first trials is decided when all of them are told, and a dead worker tells nothing."""
+    from tests.search_worker import WORDS, X, Y
+
+    storage = str(tmp_path / "study.journal")
+    told: list[int] = []
+    words = [sys.executable, "-m", "tests.search_worker", storage, "3"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as lost:
+        assert lost.stdout is not None
+        assert "HANGS" == lost.stdout.readline().strip()
+        other = threading.Thread(
+            target=lambda: work(X, Y, **WORDS, storage=storage, progress=lambda done, _of, _row: told.append(done)),
+            daemon=True,
+        )
+        other.start()
+        _until(lambda: bool(told))
+        lost.kill()
+        lost.wait()
+        other.join(timeout=120)
+
+    assert not other.is_alive()
+    found = engine.search(X, Y, **WORDS, storage=storage)
+    assert set(range(1, 15)) == {row["number"] for row in found.leaderboard if row["kind"] != "blend"}
+    assert {"recipe"} <= {row["origin"] for row in found.leaderboard}

@@ -221,7 +221,7 @@ def test_where_only_a_ratio_tells_the_label_its_columns_lead_the_others(kind):
     folds = plan_folds(y, task="binary", seed=1)
     found = look(
         data, folds, scorer("roc_auc", "binary", 2), {name: [at] for at, name in enumerate("abcde")},
-        recipe=Recipe(ratios=4), kind=kind, params={}, fits=5,
+        recipe=Recipe(ratios=4), kind=kind, params={},
     )  # fmt: skip
     assert {"b", "d"} == {entry["column"] for entry in found.columns[:2]}
     assert found.columns[1]["low"] > found.columns[2]["high"]
@@ -237,16 +237,3 @@ def test_a_look_in_time_order_learns_from_all_but_the_latest_rows():
         data, folds, scorer("rmse", "regression", None), GROUPS, recipe=Recipe(), kind="linear", params={}
     )  # fmt: skip
     assert 270 == found.learning[-1]["rows"]
-
-
-def test_a_look_that_may_take_one_fit_has_importances_and_no_curve():
-    x, y, _ = linear_world(300)
-    data = Data(x, y, "regression", None, Columns(("a", "b", "c", "d", "e")), 1)
-    folds = plan_folds(y, task="regression", seed=1)
-    words = {"recipe": Recipe(), "kind": "linear", "params": {}}
-    score = scorer("rmse", "regression", None)
-    quick = look(data, folds, score, GROUPS, **words, fits=1)
-    whole = look(data, folds, score, GROUPS, **words)
-    assert [] == quick.learning
-    assert 5 == len(whole.learning)
-    assert "big" == quick.columns[0]["column"]

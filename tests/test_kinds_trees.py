@@ -309,7 +309,7 @@ def test_a_table_on_which_nothing_can_be_split_gets_one_answer(name: str, task: 
 def test_a_watcher_may_stop_a_fit_or_raise_through_it(name: str) -> None:
     data = table(1, "binary")
     stopped = fitted(
-        name, "binary", data, held=Held(data.x, data.y, watch=lambda done, _: done < 20), **settings_of(name, 400)
+        name, "binary", data, held=Held(data.x, data.y, 50, watch=lambda done, _: done < 20), **settings_of(name, 400)
     )
 
     def refuse(done: int, loss: float) -> bool:
@@ -317,7 +317,7 @@ def test_a_watcher_may_stop_a_fit_or_raise_through_it(name: str) -> None:
 
     assert 20 == stopped.rounds
     with pytest.raises(KeyboardInterrupt, match="after 10"):
-        fitted(name, "binary", data, held=Held(data.x, data.y, watch=refuse))
+        fitted(name, "binary", data, held=Held(data.x, data.y, 50, watch=refuse))
 
 
 @pytest.mark.parametrize("task", CLASSES)

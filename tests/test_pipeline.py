@@ -423,7 +423,7 @@ EDGE = """
 import importlib.abc, json, sys
 from pathlib import Path
 
-TRAINING = {"sklearn", "xgboost", "optuna", "onnx", "pandas", "pyarrow", "scipy", "kfp", "mlflow", "bentoml", "sqlalchemy"}
+TRAINING = {"sklearn", "xgboost", "lightgbm", "optuna", "onnx", "pandas", "pyarrow", "scipy", "kfp", "mlflow", "bentoml", "sqlalchemy"}
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -470,7 +470,17 @@ def test_a_bundle_answers_where_only_the_serving_lock_is_installed(
         cwd=project, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "code")},
     )  # fmt: skip
 
-    assert set() == installed & {"scikit_learn", "xgboost", "xgboost_cpu", "optuna", "pandas", "onnx", "kfp", "mlflow"}
+    assert set() == installed & {
+        "scikit_learn",
+        "xgboost",
+        "xgboost_cpu",
+        "lightgbm",
+        "optuna",
+        "pandas",
+        "onnx",
+        "kfp",
+        "mlflow",
+    }
     assert {"bentoml", "onnxruntime"} <= installed
     found = json.loads(done.stdout)
     for wanted, answer in zip(found["golden"]["answers"], found["answers"], strict=True):

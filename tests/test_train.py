@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from components import featurize, train
+from esteira.automl.question import of_kinds
 from esteira.bundle import answerer, open_bundle, seal
 from esteira.errors import ConfigError, Refused
 from esteira.family import Candidate, Score
@@ -303,7 +304,7 @@ def test_a_person_chooses_kinds_metric_and_trials(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("params", "line", "words"),
     [
-        ({"kinds": ("forest",)}, LINE, r"train.kinds names kinds that the family offers \(lightgbm"),
+        ({"kinds": ("forest",)}, LINE, r"a kind of estimator is one of lightgbm"),
         ({"metric": "r2"}, LINE, "a metric of binary is one of roc_auc"),
         ({}, "no_such_family@x", "no_such_family"),
     ],
@@ -329,8 +330,8 @@ def test_unknown_params_are_refused() -> None:
 def test_candidates_keep_the_familys_order() -> None:
     offered = [Candidate("xgboost"), Candidate("linear"), Candidate("constant")]
 
-    assert offered == train.choose_candidates(offered, ())
-    assert ["xgboost", "constant"] == [c.kind for c in train.choose_candidates(offered, ("constant", "xgboost"))]
+    assert offered == of_kinds(offered, (), where="here")
+    assert ["xgboost", "constant"] == [c.kind for c in of_kinds(offered, ("constant", "xgboost"), where="here")]
 
 
 @pytest.mark.slow

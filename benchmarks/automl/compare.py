@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from benchmarks.automl import child, environments, figures, tables
 from benchmarks.automl.tables import ROOT, TABLES, Table
 from benchmarks.orchestrators.compare import machine
+from esteira.automl.api import METRIC
 
 RESULTS = ROOT / "build" / "automl" / "results.jsonl"
 INSIDE = Path(__file__).with_name("inside.py")
-METRICS = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
 LATENCY_CALLS = 200
 SILENT = {"DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "passive", "PYTHONWARNINGS": "ignore"}
 
@@ -72,7 +72,7 @@ def commands(peer: Peer, table: Table, budget: float, seed: int, binaries: Path)
         tool = str(binaries / "esteira")
         fit = [
             tool, "automl", "--train", "train.csv", "--target", table.target, "--budget", f"{budget:g}", "--out", "model",
-            "--metric", METRICS[table.task], "--seed", str(seed), "--json", *(["--best"] if peer.name == "ours_best" else []),
+            "--metric", METRIC[table.task], "--seed", str(seed), "--json", *(["--best"] if peer.name == "ours_best" else []),
         ]  # fmt: skip
         predict = [tool, "predict", "--bundle", "model", "--data", "test.csv"]
     else:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.automl import tables
 from benchmarks.automl.tables import TABLES, Table, Task
+from esteira.automl.api import METRIC
 from esteira.automl.evaluate import Data, Fits, Watch, quiet_and_alike, side_by_side
 from esteira.automl.kinds import KINDS, kind
 from esteira.automl.kinds.base import Cost, Floats
@@ -30,7 +31,6 @@ from esteira.features.table import word_columns
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
 ROW_US = 100.0
 MOST_ROWS = 10_000
 SEEDS = 3  # of compare.py's splits; rows that any of them tests on are left out
@@ -211,7 +211,7 @@ def _draw(spec: Sequence[Any], rng: np.random.Generator) -> Any:
 
 
 def bounded(config: Config, classes: int | None) -> dict[str, Any]:
-    """Its parameters with no more rounds than an answer within the row budget allows, as the search bounds them."""
+    """Its parameters with no more rounds than trees of 31 leaves would take of the row budget, whatever its own trees are."""
     rounds = kind(config.kind).rounds_name
     if config.kind not in BOOSTING or rounds is None:
         return config.params
@@ -331,7 +331,7 @@ def gather(experience: Experience, task: str, *, most: int, until: float, only: 
 
 def loss_of(source_data: Data, labels: NDArray[Any], predicted: Floats) -> float:
     """What the comparison calls loss: 1 - area, log loss or RMSE; infinite where undefined."""
-    score = scorer(METRICS[source_data.task], source_data.task, source_data.classes)(labels, predicted)
+    score = scorer(METRIC[source_data.task], source_data.task, source_data.classes)(labels, predicted)
     if not np.isfinite(score):
         return float("inf")
     return 1.0 - score if source_data.task == "binary" else -score

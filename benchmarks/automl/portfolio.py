@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.automl.experience import METRICS, ROW_US, Config, Experience, data, gather, loss_of, sources, truth
+from benchmarks.automl.experience import ROW_US, Config, Experience, data, gather, loss_of, sources, truth
 from benchmarks.automl.tables import ROOT
+from esteira import outputs
+from esteira.automl.api import METRIC
 from esteira.automl.ensemble import Limits
 from esteira.automl.evaluate import Data
 from esteira.automl.kinds.base import Cost, Floats
@@ -47,7 +49,7 @@ class Evidence:
     """One table and all that was tried on it.
 
     Attributes:
-        losses, held, costs, seconds: by key of the configuration; seconds as multiples of the table's quickest booster.
+        losses, held, costs, seconds: by key of the configuration; seconds as multiples of what the quickest LightGBM of the table took.
         best, middle: the least loss, and the median one: normalised to 0 and 1.
         constant: loss of the class shares, or the mean, of the held rows themselves.
     """
@@ -78,7 +80,7 @@ class Blend:
 
 
 def evidence(experience: Experience, task: str) -> list[Evidence]:
-    """What is known of each table on which half of the task's configurations or more have an answer."""
+    """What is known of each table on which three configurations or more have an answer."""
     found = []
     for source in sources(task):
         tried = {key: one for key, one in experience.tried(task, source.name).items() if one.held is not None}
@@ -219,7 +221,7 @@ def learn(experience: Experience, task: str) -> tuple[list[dict[str, Any]], dict
 
 
 def text(found: Mapping[str, Sequence[Mapping[str, Any]]], made_by: str) -> str:
-    """portfolio.json, an entry a line: kind, params, recipe, and seconds in units of what LightGBM's defaults take."""
+    """portfolio.json, an entry a line: kind, params, recipe, and seconds, as in `Evidence`, on the mean."""
     lines = ["{", '"version": 1,', f'"made_by": {json.dumps(made_by)},']
     for number, (task, entries) in enumerate(found.items(), 1):
         lines.append(f"{json.dumps(task)}: [")
@@ -235,14 +237,14 @@ def main() -> None:
         "--seconds", type=float, default=6 * 3600.0, help="for trying, all tasks together (%(default)g)"
     )
     parser.add_argument("--configs", type=int, default=1000, help="configurations of a task at most")
-    parser.add_argument("--tasks", default=",".join(METRICS), help="separated by commas (%(default)s)")
+    parser.add_argument("--tasks", default=",".join(METRIC), help="separated by commas (%(default)s)")
     parser.add_argument("--tables", default="", help="only these, separated by commas")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where what was tried is kept (%(default)s)")
     parser.add_argument("--no-write", action="store_true", help="only print")
     options = parser.parse_args()
     tasks = options.tasks.split(",")
-    if unknown := sorted(set(tasks) - set(METRICS)):
-        parser.error(f"a task is one of {', '.join(METRICS)}, but got {unknown[0]!r}")
+    if unknown := sorted(set(tasks) - set(METRIC)):
+        parser.error(f"a task is one of {', '.join(METRIC)}, but got {unknown[0]!r}")
     experience, began = Experience(options.folder), time.monotonic()
     only = [name for name in options.tables.split(",") if name]
     for number, task in enumerate(tasks, 1):
@@ -250,7 +252,7 @@ def main() -> None:
         for line in gather(experience, task, most=options.configs, until=until, only=only):
             print(line, file=sys.stderr, flush=True)
     today = json.loads(TARGET.read_text(encoding="utf-8"))
-    chosen: dict[str, list[dict[str, Any]]] = {task: today[task] for task in METRICS}
+    chosen: dict[str, list[dict[str, Any]]] = {task: today[task] for task in METRIC}
     notes = []
     for task in tasks:
         chosen[task], told = learn(experience, task)
@@ -264,7 +266,8 @@ def main() -> None:
             shown = " ".join(f"{losses[k - 1]:.3f}" for k in (1, 2, 4, 8, MOST))
             print(f"  on a table left out, after 1, 2, 4, 8 and {MOST}: {name} {shown}")
     if not options.no_write:
-        TARGET.write_text(text(chosen, f"make portfolio: {'; '.join(notes)}"), encoding="utf-8")
+        made = text(chosen, f"make portfolio: {'; '.join(notes)}")
+        outputs.write(TARGET.parent, {TARGET.name: made.encode()})
 
 
 if __name__ == "__main__":

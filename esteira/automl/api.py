@@ -17,7 +17,6 @@ from esteira.automl import bundle_files, table
 from esteira.automl.table import FAMILY, Table
 from esteira.checks import require_target
 from esteira.errors import ConfigError
-from esteira.family import Candidate
 from esteira.features.answers import said
 from esteira.features.contract import ColumnKind, ContractOptions, Task
 from esteira.features.labels import encode_labels
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from esteira.automl.engine import Result
 
-METRIC: Mapping[Task, str] = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
+METRIC: Mapping[str, str] = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
 """What a search goes by when nobody says: the measures of the AMLB benchmark."""
 SECONDS = 60.0
 MAX_ROW_US = 100.0
@@ -84,10 +83,7 @@ class AutoML:
     @property
     def warnings(self) -> list[str]:
         """What people should know of the table, near-copies of the label first; before these, of the search."""
-        said_of = [
-            f"column {finding.column!r}: {finding.message}" if finding.column else finding.message
-            for finding in self.table.findings
-        ]
+        said_of = [finding.told for finding in self.table.findings]
         if any(row["weight"] and row["state"] == "pruned" for row in self.found.leaderboard):
             said_of.insert(0, _CUT)
         return said_of
@@ -183,10 +179,10 @@ class AutoML:
         read, row = self.table, heaviest(self.found)
         closer = None
         if within is None or _LOOK * row["fit_seconds"] / max(1, len(row["folds"])) <= within:
-            words = _words(read, self.seed)
-            columns = Columns(tuple(words["names"]), tuple(words["categorical"]), words["texts"])
+            told = words(read, self.seed)
+            columns = Columns(tuple(told["names"]), tuple(told["categorical"]), told["texts"])
             data = Data(read.x, read.y, self.task, read.classes, columns, self.seed)
-            closer = closer_look(self.found, data, words["folds"], read.featurizer.groups)
+            closer = closer_look(self.found, data, told["folds"], read.featurizer.groups)
         return page(
             read.contract, read.rows, read.y, read.x.shape[1], self.found,
             title=self.line, seconds=self.seconds, seed=self.seed, findings=self.warnings, closer=closer,
@@ -259,6 +255,8 @@ def fit(
     options = ContractOptions(
         kinds=column_kinds or {}, task=task, drop=tuple(drop), time_column=time_column, group_column=group_column
     )
+    from esteira.automl.question import of_kinds
+
     rows = table.plain(frame)
     read = table.read(rows, target, line=line, options=options, nested=nested)
     wanted = metric or METRIC[read.contract.target.task]
@@ -268,7 +266,7 @@ def fit(
         seconds=None if seconds is None else max(seconds - (time.perf_counter() - began), 0.1),
         trials=trials,
         seed=seed,
-        candidates=candidates(read, kinds),
+        candidates=of_kinds(read.family.candidates(read.contract.target.task, len(read.y)), kinds, where="kinds"),
         max_row_us=max_row_us,
         max_bytes=max_bytes,
         storage=storage,
@@ -293,30 +291,13 @@ def check_budget(seconds: float | None, trials: int | None, max_row_us: float = 
             )  # fmt: skip
 
 
-def candidates(read: Table, kinds: Sequence[str] = ()) -> list[Candidate]:
-    """What the family offers for this table, of the wanted kinds; all when none is named.
-
-    Raises:
-        ConfigError: a kind that is not offered.
-    """
-    offered = read.family.candidates(read.contract.target.task, len(read.y))
-    names = [candidate.kind for candidate in offered]
-    for kind in kinds:
-        if kind not in names:
-            raise ConfigError(
-                f"a kind of estimator is one of {', '.join(names)}, but got {kind!r}",
-                code="unknown_kind", where="kinds", cure="take some of these, or leave it out",
-            )  # fmt: skip
-    return [candidate for candidate in offered if not kinds or candidate.kind in kinds]
-
-
-def _search(read: Table, *, trials: int | None, **words: Any) -> "Result":
+def _search(read: Table, *, trials: int | None, **told: Any) -> "Result":
     from esteira.automl.engine import search
 
-    return search(read.x, read.y, **_words(read, words["seed"]), trials=trials or MAX_TRIALS, **words)
+    return search(read.x, read.y, **words(read, told["seed"]), trials=trials or MAX_TRIALS, **told)
 
 
-def _words(read: Table, seed: int) -> dict[str, Any]:
+def words(read: Table, seed: int) -> dict[str, Any]:
     """What a search is told of a table; its folds depend on the seed."""
     from esteira.automl.splits import plan_folds
 
@@ -327,7 +308,7 @@ def _words(read: Table, seed: int) -> dict[str, Any]:
         "classes": read.classes,
         "names": read.featurizer.names,
         "texts": word_columns(read.featurizer.names, read.featurizer.groups),
-        "folds": plan_folds(read.y, task=task, seed=seed, groups=read.groups, times=read.times),
+        "folds": plan_folds(read.y, task=task, seed=seed, groups=read.groups, times=read.times, together=read.copies),
     }
 
 

@@ -18,7 +18,7 @@ from esteira.automl.search_page import judged_rows
 from esteira.automl.table import FAMILY, Table
 from esteira.card import make_card, to_markdown
 from esteira.errors import ConfigError, OutsideError, Refused
-from esteira.features.metrics import Classified, Estimated, baseline, per_class, scores
+from esteira.features.metrics import Classified, Estimated, baseline, bootstrap, interval, per_class, scores, statistic
 from esteira.origin import code_revision, dependencies
 from esteira.probe import difference
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from esteira.automl.engine import Result
 
 _TOLERANCE = 1e-6
+RESAMPLES, MOST_RESAMPLED = 200, 100_000
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -85,13 +86,15 @@ def _card(
     """The model card, with scores that are out of fold, because no rows were held back from the search."""
     target = table.contract.target
     own, beside = scores(y), scores(baseline(table.y, y))
+    ends = _interval(found.metric, y)
     overall = {
-        name: {"value": score.value, "interval": None, "baseline": beside[name].value, "reason": score.reason}
+        name: {"value": score.value, "interval": ends if name == found.metric else None, "baseline": beside[name].value,
+               "reason": score.reason}
         for name, score in own.items()
-    }
+    }  # fmt: skip
     everything = {
         "segment": "all rows, out of fold", "n": len(y), "metric": found.metric, "value": own[found.metric].value,
-        "interval": None, "reason": own[found.metric].reason, "weak": False,
+        "interval": ends, "reason": own[found.metric].reason, "weak": False,
     }  # fmt: skip
     segments = [everything] + [
         {"segment": f"{target.name}={row['class']}", "n": row["support"], "metric": "recall", "value": row["recall"],
@@ -128,6 +131,15 @@ def _card(
         example=example,
         former=None,
     )
+
+
+def _interval(metric: str, y: Classified | Estimated) -> list[float] | None:
+    """Ends of the score's 95 % interval by the bootstrap; None beyond so many rows that the interval is a line."""
+    if len(y) > MOST_RESAMPLED:
+        return None
+    drawn = bootstrap({metric: statistic(metric, y)}, len(y), count=RESAMPLES, seed=0)[metric]
+    ends = interval(drawn)
+    return None if ends is None else list(ends)
 
 
 def check_place(folder: Path, *, force: bool = False) -> None:
@@ -203,13 +215,22 @@ def write(folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any],
             draft = Path(scratch) / "bundle"
             draft.mkdir()
             for name, content in files.items():
-                (draft / name).write_bytes(content)
+                with (draft / name).open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
             bundle_id = bundles.seal(draft, manifest=manifest)
             _hold_to_golden(draft)
+            former = Path(scratch) / "former"
             if folder.exists():
                 # Moved aside first: a rename onto a folder that is not empty is refused by the system.
-                folder.replace(Path(scratch) / "former")
-            draft.replace(folder)
+                folder.replace(former)
+            try:
+                draft.replace(folder)
+            except OSError:
+                if former.exists():
+                    former.replace(folder)
+                raise
     except OSError as error:
         if error.errno in _FULL:
             raise OutsideError(

@@ -1,4 +1,4 @@
-"""The course of a search: what was tried and how it did, who may go on, what comes next. It decides; it does not wait."""
+"""The course of a search: what was tried and how it did, and what comes next. It decides; it does not wait."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from esteira.automl.kinds import kind
 from esteira.automl.kinds.base import Cost
 from esteira.automl.prepare import Recipe
 from esteira.automl.question import Question
-from esteira.automl.study import Study
+from esteira.automl.study import Proposal, Study
 from esteira.automl.trial import Trial
 from esteira.family import Candidate
 
@@ -26,7 +26,7 @@ SAMPLE_ROWS = 50_000
 """A trial on a larger fold is first tried on so many of its rows, and goes on only when it does well there."""
 KEPT = 15
 """Trials whose predictions and models stay in memory, beside the best of each kind."""
-MODEL_BYTES = 300_000_000
+MODEL_BYTES, PREDICTION_BYTES = 300_000_000, 300_000_000
 RESERVED = 0.1
 """Of a budget in seconds: for blending, refits, export and its check."""
 # Fold fits of kinds that have not been timed yet, in units of what LightGBM takes.
@@ -47,9 +47,17 @@ class Course:
     Attributes:
         done: trials that were told, in the order of telling.
         skipped: kind -> why it was not tried.
+        kept_recipe: made features that helped, with which TPE proposes.
+        recipe_base: the trial that made features were tried on.
+        fold_seconds: kind -> seconds of a fit on a fold, the slow ones remembered.
+        predictions: where those of trials are kept; None where they are not.
+        shared: whether other processes, or later ones, make trials of the same study.
+        asked: the highest number of a proposal so far.
+        later: entries of the portfolio that wait until it is decided which made features are tried.
+        undecided: whether that is still to be decided.
     """
 
-    ask: Question
+    question: Question
     fits: Fits
     done: list[Trial] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -65,27 +73,32 @@ class Course:
 
     def open(self, storage: str) -> None:
         """Open the study, take over what it knows, queue what is tried first."""
-        rows, width = self.ask.data.x.shape
+        rows, width = self.question.data.x.shape
         able: list[Candidate] = []
-        for candidate in self.ask.candidates:
-            why = kind(candidate.kind).refuses(self.ask.data.task, rows, width, self.ask.data.classes)
-            if why and len(self.ask.candidates) > 1:
+        for candidate in self.question.candidates:
+            why = kind(candidate.kind).refuses(self.question.data.task, rows, width, self.question.data.classes)
+            if why and len(self.question.candidates) > 1:
                 self.skipped[candidate.kind] = why
             else:
                 able.append(candidate)
-        spaces = schedule.spaces(able, self.ask.data.task, rows, width)
+        spaces = schedule.spaces(able, self.question.data.task, rows, width)
         fixed = {
             candidate.kind: schedule.standing(candidate.kind, spaces.get(candidate.kind, {}), width)
             | dict(candidate.defaults)
             for candidate in able
         }
         entries = schedule.first_entries(
-            able, self.ask.data.task, self.ask.data.columns, self.ask.data.classes, trials=self.ask.trials, rows=rows
+            able,
+            self.question.data.task,
+            self.question.data.columns,
+            self.question.data.classes,
+            trials=self.question.trials,
+            rows=rows,
         )
-        name = self.ask.name() if storage else "search"
+        name = self.question.name() if storage else "search"
         self.shared = bool(storage)
         self.predictions = Predictions.beside(storage, name)
-        self.study = Study.open(storage, name=name, seed=self.ask.data.seed, spaces=spaces, fixed=fixed)
+        self.study = Study.open(storage, name=name, seed=self.question.data.seed, spaces=spaces, fixed=fixed)
         self.catch_up()
         bare = any(not candidate.defaults for candidate in able)
         self.undecided = bare
@@ -97,22 +110,23 @@ class Course:
     @property
     def dealing(self) -> int:
         """Folds of one dealing, on which every trial is scored."""
-        return len(self.ask.folds.folds) // self.ask.folds.repeats
+        return len(self.question.folds.folds) // self.question.folds.repeats
 
     @property
     def large(self) -> bool:
         """Whether a trial is first tried on a sample of the first fold."""
-        return len(self.ask.folds.folds[0].fit) > SAMPLE_ROWS
+        return len(self.question.folds.folds[0].fit) > SAMPLE_ROWS
 
     def catch_up(self) -> None:
         """Take over what an earlier process told, or another worker meanwhile."""
         known = {trial.proposal.number for trial in self.done}
         for told in self.study.told():
-            if told.proposal.number in known:
+            if told.proposal.number in known or told.proposal.number > self.question.trials:
                 continue
             notes = told.notes
             trial = Trial(
                 told.proposal,
+                self._fitted_with(told.proposal),
                 scores={int(fold): score for fold, score in notes["scores"].items()},
                 rounds={int(fold): rounds for fold, rounds in notes["rounds"].items()},
                 curve=tuple((at, loss) for at, loss in notes["curve"]),
@@ -130,16 +144,16 @@ class Course:
                 kept = self.predictions.get(told.proposal.number, *names.values())
                 trial.predictions = {} if kept is None else {fold: kept[name] for fold, name in names.items()}
             self.done.append(trial)
-        self._forget()
+            self._forget()
 
-    def left(self) -> float:
+    def left_for_trials(self) -> float:
         """Seconds left for trials; what comes after them is reserved."""
-        if self.ask.seconds is None:
+        if self.question.seconds is None:
             return math.inf
         leading = sorted(self.done, key=Trial.rank)[:3]
         refits = sum(1.3 * self.fold_seconds.get(trial.proposal.kind, 0.0) for trial in leading)
-        reserved = max(RESERVED * self.ask.seconds, min(0.3 * self.ask.seconds, refits))
-        return self.ask.left - reserved
+        reserved = max(RESERVED * self.question.seconds, min(0.3 * self.question.seconds, refits))
+        return self.question.left - reserved
 
     def next(self, count: int, kinds: Sequence[str] | None = None) -> list[Trial]:
         """Trials to begin, at most so many: what waits, and what TPE makes of the kinds that lead."""
@@ -149,13 +163,17 @@ class Course:
         if not self.study.left_behind():
             self._queue_recipes()
         wanted = self.leading() if kinds is None else kinds
-        proposals = self.study.ask(count, kinds=wanted, recipe=self.kept_recipe, limit=self.ask.trials)
+        proposals = self.study.ask(count, kinds=wanted, recipe=self.kept_recipe, limit=self.question.trials)
         self.asked = max([self.asked, *(proposal.number for proposal in proposals)])
-        return [Trial(proposal) for proposal in proposals]
+        return [Trial(proposal, self._fitted_with(proposal)) for proposal in proposals]
 
-    @property
     def ready(self) -> bool:
         """Whether what comes next is known: after the first entries it is what these showed to be worth making."""
+        if self.shared and self.undecided:
+            # Another worker may have told some of these, or died at them.
+            if self.study.left_behind():
+                return True
+            self.catch_up()
         early = sum(trial.proposal.number <= RECIPES_AFTER for trial in self.done)
         return not self.undecided or early >= RECIPES_AFTER or self.asked < RECIPES_AFTER
 
@@ -187,7 +205,7 @@ class Course:
 
     def _queue_recipes(self) -> None:
         """Once some have been tried: made features on the boosting that leads, one part at a time, then what helped."""
-        offered = [c for c in self.ask.candidates if not c.defaults]
+        offered = [c for c in self.question.candidates if not c.defaults]
         # The first ones by number, whatever else has been told: a search that was killed goes on from the same base.
         early = [trial for trial in self.done if trial.proposal.number <= RECIPES_AFTER]
         if not offered or len(early) < RECIPES_AFTER:
@@ -202,7 +220,7 @@ class Course:
             ]
             if boosted:
                 self.recipe_base = boosted[0]
-                for recipe in schedule.recipes(self.ask.data.columns):
+                for recipe in schedule.recipes(self.question.data.columns):
                     self.study.queue(boosted[0].proposal.kind, boosted[0].proposal.params, recipe, "recipe")
             for entry in self.later:
                 self.study.queue(*entry, "portfolio")
@@ -232,12 +250,11 @@ class Course:
         """Fit a trial on a fold; nothing is noted."""
         trial, fold = job
         name, recipe = trial.proposal.kind, trial.proposal.recipe
-        return self.fits.fold(recipe, name, self.params(trial), fold, most_rows=most_rows, watch=watch(trial, fold))
+        return self.fits.fold(recipe, name, trial.params, fold, most_rows=most_rows, watch=watch(trial, fold))
 
-    def params(self, trial: Trial) -> Mapping[str, Any]:
-        """Of a trial, with no more trees than an answer may visit."""
-        rows, row_us = len(self.ask.folds.folds[0].fit), self.ask.limits.row_us
-        return schedule.capped(trial.proposal.kind, trial.proposal.params, row_us, rows, self.ask.data.classes)
+    def _fitted_with(self, proposal: Proposal) -> Mapping[str, Any]:
+        rows, row_us = len(self.question.folds.folds[0].fit), self.question.limits.row_us
+        return schedule.capped(proposal.kind, proposal.params, row_us, rows, self.question.data.classes)
 
     def note(self, trial: Trial, fold: int, outcome: Outcome, share: float = 1.0) -> None:
         """Keep what a fit on a fold gave.
@@ -248,14 +265,14 @@ class Course:
         trial.seconds += outcome.seconds
         name = trial.proposal.kind
         if outcome.fitted is None:
-            trial.state = "pruned" if outcome.why.startswith("pruned") else "failed"
+            trial.state = "pruned" if outcome.pruned else "failed"
             trial.why = outcome.why
             if outcome.seconds > self.expected(name):
                 self._took(name, outcome.seconds)
             return
         self._took(name, outcome.seconds / share)
-        held = self.ask.data.y[self.ask.folds.folds[fold].held]
-        trial.scores[fold] = self.ask.score(held, outcome.predicted)
+        held = self.question.data.y[self.question.folds.folds[fold].held]
+        trial.scores[fold] = self.question.score(held, outcome.predicted)
         trial.predictions[fold] = outcome.predicted
         trial.fitted[fold] = outcome.fitted
         trial.rounds[fold] = outcome.fitted.estimator.rounds
@@ -270,8 +287,10 @@ class Course:
     def _pooled(self, trial: Trial) -> float | None:
         """The score of all folds' rows together, where no fold alone has one: a class of so few rows that folds lack it."""
         folds = range(self.dealing)
-        held = np.concatenate([self.ask.folds.folds[fold].held for fold in folds])
-        score = self.ask.score(self.ask.data.y[held], np.concatenate([trial.predictions[fold] for fold in folds]))
+        held = np.concatenate([self.question.folds.folds[fold].held for fold in folds])
+        score = self.question.score(
+            self.question.data.y[held], np.concatenate([trial.predictions[fold] for fold in folds])
+        )
         return float(score) if np.isfinite(score) else None
 
     def tell(self, trial: Trial) -> None:
@@ -286,8 +305,6 @@ class Course:
             trial.proposal,
             score=trial.score if whole else None,
             folds=tuple(trial.scores[fold] for fold in sorted(trial.scores)),
-            cost_us=microseconds(trial.cost),
-            bytes=trial.cost.bytes,
             seconds=trial.seconds,
             why=trial.why,
             notes={
@@ -312,25 +329,26 @@ class Course:
         self._end(trial)
 
     def _end(self, trial: Trial) -> None:
+        trial.spare = None
         self.done.append(trial)
         self._forget()
-        if self.ask.progress is not None:
+        if self.question.progress is not None:
             best = min(self.done, key=Trial.rank)
-            passed = self.ask.passed
-            row = trial.row(self.ask.sign) | {
-                "best": best.row(self.ask.sign)["score"],
+            passed = self.question.passed
+            row = trial.row(self.question.sign) | {
+                "best": best.row(self.question.sign)["score"],
                 "seconds": passed,
-                "left": None if self.ask.seconds is None else max(0.0, self.ask.seconds - passed),
+                "left": None if self.question.seconds is None else max(0.0, self.question.seconds - passed),
             }
-            self.ask.progress(len(self.done), self.ask.trials, row)
+            self.question.progress(len(self.done), self.question.trials, row)
 
     def _speed_up(self, trial: Trial) -> None:
         """A boosting that had not settled when its rounds were used up is tried again with twice the learning rate."""
         name, counts = trial.proposal.kind, kind(trial.proposal.kind).rounds_name
         if name not in schedule.BOOSTING or trial.state != "complete" or trial.proposal.origin != "portfolio":
             return
-        wanted = self.params(trial).get(counts or "")
-        bare = any(c.kind == name and not c.defaults for c in self.ask.candidates)
+        wanted = trial.params.get(counts or "")
+        bare = any(c.kind == name and not c.defaults for c in self.question.candidates)
         if bare and wanted and trial.rounds and all((rounds or 0) >= 0.98 * wanted for rounds in trial.rounds.values()):
             again = schedule.faster(trial.proposal.params)
             if again is not None:
@@ -338,9 +356,11 @@ class Course:
 
     def _forget(self) -> None:
         """Drop the predictions and models of trials that will not be blended."""
-        kinds, weight = set(), 0
+        kinds, weight, held = set(), 0, 0
         for place, trial in enumerate(sorted(self.done, key=Trial.rank)):
+            held += sum(predicted.nbytes for predicted in trial.predictions.values())
             wanted = trial.state != "failed" and (place < KEPT or trial.proposal.kind not in kinds)
+            wanted = wanted and (place == 0 or held <= PREDICTION_BYTES)
             kinds.add(trial.proposal.kind)
             weight += trial.cost.bytes * len(trial.fitted)
             if not wanted:

@@ -1,4 +1,6 @@
-"""How a search goes on: in waves that look at no clock, or job by job until the time is used up. What is decided is `Course`'s."""
+"""How a search goes on: in waves that look at no clock, or job by job until the time is used up. `course.py` decides
+what comes next, `prune.py` what stops early.
+"""
 
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,7 +30,7 @@ def run(course: Course, storage: str) -> None:
     """Search until trials or seconds are used up, or somebody says stop."""
     course.open(storage)
     try:
-        if course.ask.seconds is None:
+        if course.question.seconds is None:
             _by_trials(course)
         else:
             _by_clock(course)
@@ -41,8 +43,8 @@ def _by_trials(course: Course) -> None:
     """Waves: those that passed the first fold are finished while the next begin, so that cores are busy and order is kept."""
     waiting: list[Trial] = []
     while True:
-        stop = course.ask.stop() and bool(course.done)
-        batch = course.next(BATCH if course.asked or course.done else FIRST) if not stop and course.ready else []
+        stop = course.question.stop() and bool(course.done)
+        batch = course.next(BATCH if course.asked or course.done else FIRST) if not stop and course.ready() else []
         if not batch and not waiting:
             # Another worker may be at the last ones, or may have died at them.
             if course.shared and not stop and course.study.wait():
@@ -92,7 +94,7 @@ def _sampled(course: Course, batch: list[Trial]) -> list[Trial]:
 
 
 def _note_sample(course: Course, trial: Trial, outcome: Outcome) -> None:
-    course.note(trial, 0, outcome, share=SAMPLE_ROWS / len(course.ask.folds.folds[0].fit))
+    course.note(trial, 0, outcome, share=SAMPLE_ROWS / len(course.question.folds.folds[0].fit))
     trial.sampled = trial.scores.get(0)
 
 
@@ -120,7 +122,12 @@ def _by_clock(course: Course) -> None:
                 most = SAMPLE_ROWS if job[1] == SAMPLE else None
                 running[pool.submit(course.fit, (job[0], max(0, job[1])), prune.watch(course), most)] = job
             if not running:
-                if course.shared and not course.ask.stop() and course.left() > 0 and course.study.wait():
+                if (
+                    course.shared
+                    and not course.question.stop()
+                    and course.left_for_trials() > 0
+                    and course.study.wait()
+                ):
                     continue
                 break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -138,21 +145,25 @@ def _by_clock(course: Course) -> None:
 def _next_job(
     course: Course, begun: list[Trial], running: dict["Future[Outcome]", tuple[Trial, int]]
 ) -> tuple[Trial, int] | None:
-    if course.done and (course.ask.stop() or course.left() <= 0):
+    if course.done and (course.question.stop() or course.left_for_trials() <= 0):
         return None
     busy = list(running.values())
     first = min(begun, key=lambda trial: trial.proposal.number, default=None)
     for trial in sorted(begun, key=lambda trial: (-trial.score, trial.proposal.number)):
         for fold in range(course.dealing):
             trivial = trial.proposal.kind == "constant"
-            fits = course.expected(trial.proposal.kind) <= course.left()
+            fits = course.expected(trial.proposal.kind) <= course.left_for_trials()
             # Whatever the time, there is an answer.
             fits = fits or (not course.done and trial is first and (fold == 0 or trivial))
             if fold not in trial.scores and (trial, fold) not in busy and fits:
                 return trial, fold
+    # What there is no time for any more would otherwise be waited for until the end.
+    for trial in [one for one in begun if course.done and not any(one is other for other, _ in busy)]:
+        begun.remove(trial)
+        course.put_off(trial, "no time for the other folds")
     # The trivial model, and one that is quick to fit; until it is known how long it takes, nobody knows of others.
-    while course.ready and (course.timed or len(course.done) + len({*begun, *(trial for trial, _ in busy)}) < FIRST):
-        left = course.left() if course.done else float("inf")
+    while course.ready() and (course.timed or len(course.done) + len({*begun, *(trial for trial, _ in busy)}) < FIRST):
+        left = course.left_for_trials() if course.done else float("inf")
         kinds = [name for name in course.leading() if course.expected(name) <= 0.5 * left]
         found = course.next(1, kinds)
         if not found:
@@ -194,19 +205,21 @@ def _settle(course: Course, trial: Trial, fold: int, begun: list[Trial], others:
 
 def deepen(course: Course) -> None:
     """Score the best on the further dealings of the folds, as far as time allows; whole dealings only."""
-    if course.ask.folds.repeats == 1 or (course.ask.seconds is None and course.ask.trials < FEW * DEEPENED):
+    if course.question.folds.repeats == 1 or (
+        course.question.seconds is None and course.question.trials < FEW * DEEPENED
+    ):
         return
     ranked = [
         trial
         for trial in sorted(course.done, key=Trial.rank)
         if trial.state == "complete" and trial.proposal.kind != "constant" and np.isfinite(trial.score)
     ]
-    for dealing in range(1, course.ask.folds.repeats if not course.ask.stop() else 1):
+    for dealing in range(1, course.question.folds.repeats if not course.question.stop() else 1):
         folds = range(dealing * course.dealing, (dealing + 1) * course.dealing)
         for start in range(0, min(DEEPENED, len(ranked)), 2):
             pair = ranked[start : start + 2]
             expected = sum(course.expected(trial.proposal.kind) for trial in pair) * course.dealing
-            if expected / (os.cpu_count() or 1) > 0.5 * course.left():
+            if expected / (os.cpu_count() or 1) > 0.5 * course.left_for_trials():
                 return
             jobs = [(trial, fold) for trial in pair for fold in folds]
             for (trial, fold), outcome in zip(jobs, side_by_side(course.fit, jobs), strict=True):

@@ -31,7 +31,7 @@ def search(x: Features, y: NDArray[Any], *, storage: str = "", **words: Any) -> 
     """
     question = ask(x, y, **words)
     with quiet_and_alike():
-        course = Course(question, Fits(question.data, question.folds))
+        course = Course(question, Fits(question.data, question.folds, question.clock))
         drive.run(course, storage)
         drive.deepen(course)
         return Finish(question, course).result()
@@ -46,4 +46,4 @@ def work(x: Features, y: NDArray[Any], *, storage: str, **words: Any) -> None:
     """
     question = ask(x, y, **words)
     with quiet_and_alike():
-        drive.run(Course(question, Fits(question.data, question.folds)), storage)
+        drive.run(Course(question, Fits(question.data, question.folds, question.clock)), storage)

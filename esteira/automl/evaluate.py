@@ -20,7 +20,7 @@ from esteira.automl.prepare import Columns, Preparation, Recipe, fitted
 from esteira.automl.splits import Folds
 from esteira.onnx.graph import Graph
 
-PATIENCE = 40  # boosting rounds without a better loss
+PATIENCE = 40  # boosting rounds or epochs without a better loss
 CACHED = 150_000_000  # bytes of prepared features kept for the next trials
 # Of the rounds that folds kept: all rows are a quarter more than a fold's, and bear a little more.
 MORE_ROUNDS = 1.1
@@ -84,6 +84,7 @@ class Outcome:
         predicted: of the fold's held rows, in the order of `Fold.held`; empty when the fit did not finish.
         curve: (progress, loss) on the held rows while it was fitted; progress is rounds times learning rate.
         why: what went wrong, in words; empty when nothing did.
+        pruned: whether the watch ended it, and not a fault.
     """
 
     fitted: Fitted | None
@@ -91,6 +92,7 @@ class Outcome:
     seconds: float
     curve: tuple[tuple[float, float], ...] = ()
     why: str = ""
+    pruned: bool = False
 
 
 class Pruned(Exception):
@@ -103,10 +105,15 @@ Watch = Callable[[float, float], bool]
 
 @dataclass(eq=False)
 class Fits:
-    """Fits on one table and its folds. Results come in the order of what was asked, and do not depend on the cores."""
+    """Fits on one table and its folds. Results come in the order of what was asked, and do not depend on the cores.
+
+    Attributes:
+        clock: seconds, by which fits are timed.
+    """
 
     data: Data
     folds: Folds
+    clock: Callable[[], float] = time.monotonic
     _prepared: "OrderedDict[tuple[Recipe, int, int], tuple[Preparation, Features]]" = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -127,7 +134,7 @@ class Fits:
         Args:
             most_rows: fit on so many of the fold's rows only, evenly spread over them.
         """
-        began = time.perf_counter()
+        began = self.clock()
         part = self.folds.folds[fold]
         rows = part.fit
         if most_rows is not None and most_rows < len(rows):
@@ -148,12 +155,14 @@ class Fits:
             model = Fitted(preparation, estimator, fold)
             predicted = estimator.predict(held_x)
         except Pruned as pruned:
-            return Outcome(None, self.data.empty(0), time.perf_counter() - began, tuple(curve), f"pruned: {pruned}")
+            return Outcome(
+                None, self.data.empty(0), self.clock() - began, tuple(curve), f"pruned: {pruned}", pruned=True
+            )
         except Exception as error:  # noqa: BLE001  a library's refusal of these parameters is a result
             words = f"{type(error).__name__}: {str(error)[:200]}"
-            return Outcome(None, self.data.empty(0), time.perf_counter() - began, tuple(curve), words)
+            return Outcome(None, self.data.empty(0), self.clock() - began, tuple(curve), words)
         why = "" if np.isfinite(predicted).all() else "predictions are not finite"
-        return Outcome(None if why else model, predicted, time.perf_counter() - began, tuple(curve), why)
+        return Outcome(None if why else model, predicted, self.clock() - began, tuple(curve), why)
 
     def whole(self, recipe: Recipe, name: str, params: Mapping[str, Any], rounds: Sequence[int | None]) -> Fitted:
         """Fit on all rows, with as many rounds as folds kept on the mean and a tenth more."""
@@ -206,6 +215,7 @@ def side_by_side(run: Callable[[T], R], jobs: Sequence[T]) -> list[R]:
 @contextmanager
 def quiet_and_alike() -> Iterator[None]:
     """One BLAS thread, so that sums do not depend on the machine's cores; no word of a solver that stopped early."""
+    import scipy.linalg  # noqa: F401  brings a BLAS of its own, and only one that is there can be limited
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # Both are of the whole process, so they are set here and not in the fits, which run side by side.

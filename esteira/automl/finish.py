@@ -16,17 +16,24 @@ from esteira.automl.final import TOLERANCE, Member, Model, bags, difference, fit
 from esteira.automl.importance import permutation
 from esteira.automl.kinds.base import Features, Floats
 from esteira.automl.prepare import Recipe
-from esteira.automl.question import LABELS_ONLY, Question
+from esteira.automl.question import Question
 from esteira.automl.scoring import scorer
 from esteira.automl.study import Proposal
 from esteira.automl.trial import Trial
 from esteira.errors import ConfigError, DataError
 
 CHECKED_ROWS = 200
+"""Rows on which the drawn model is held to the native one."""
 PLANNED = 0.9
+"""Of the limits: what is planned for, because a refit on all rows costs a little more than the fold's model."""
 ENOUGH = 4
+"""Trials that were scored on more repeats of the folds, beside which the others are left out of the blend."""
 CLEARLY = 0.05
+"""Of what the best whole trial gains over the constant: by so much must a trial that was cut off be ahead to answer."""
+CHOSEN_ROWS = 50_000
+"""Rows by which members are chosen; of more the same number, evenly spread: each of some hundred blends is scored on them."""
 SHUFFLED = 20_000
+"""Rows times features that are looked at for importances, about."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Result:
         metric: name of the score.
         uncalibrated: `out_of_fold` before calibration; None where nothing was calibrated.
         threshold: probability of the second class from which it is answered; None for the larger one.
-        record: JSON: members and their forms, cost of a row, calibration, folds, catalogue of made features, seconds.
+        record: JSON: members and their forms, cost of a row, bytes, folds, trials, recipe, calibration, importances and the
+            catalogue of made features.
     """
 
     best: Mapping[str, Any]
@@ -69,7 +77,7 @@ class Result:
 class Finish:
     """The end of a search."""
 
-    ask: Question
+    question: Question
     course: Course
 
     def result(self) -> Result:
@@ -79,9 +87,9 @@ class Finish:
             ConfigError: no model keeps the limits.
             DataError: no trial was fitted, or none has a score.
         """
-        usable = self._usable()
+        usable, whole = self._usable()
         while usable:
-            chosen, blended = self._blend(usable)
+            chosen, blended = self._blend(usable, whole)
             model = self._model(chosen)
             bad = self._inexact(model)
             if not bad:
@@ -89,14 +97,15 @@ class Finish:
             for trial in bad:
                 trial.state = "failed"
             usable = [trial for trial in usable if trial not in bad]
-        why = next((trial.why for trial in self.course.done if trial.why), "")
+        reasons = [*(trial.why for trial in self.course.done), *self.course.skipped.values()]
+        why = next(filter(None, reasons), "")
         if not any(trial.scores for trial in self.course.done):
             raise DataError(
                 f"one trial at least must be fitted, but none of {len(self.course.done)} was; {why}",
                 code="no_model", where="train", cure="see to the reason, or let more kinds of estimators enter",
             )  # fmt: skip
         raise DataError(
-            f"{self.ask.metric} must be defined on held-back rows, but it was on none of {len(self.ask.folds.folds)} folds"
+            f"{self.question.metric} must be defined on held-back rows, but it was on none of {len(self.question.folds.folds)} folds"
             + (f"; {why}" if why else ""),
             code="score_undefined", where="train", cure="give more rows of every class, or choose another metric",
         )  # fmt: skip
@@ -104,39 +113,39 @@ class Finish:
     @property
     def _tight(self) -> Limits:
         """What may be planned for: a refit on all rows costs a little more than the fold's model that it is planned by."""
-        return Limits(self.ask.limits.row_us * PLANNED, int(self.ask.limits.bytes * PLANNED))
+        return Limits(self.question.limits.row_us * PLANNED, int(self.question.limits.bytes * PLANNED))
 
-    def _usable(self) -> list[Trial]:
-        """Trials that can be blended, best first: whole ones; else those that were scored on the first fold."""
+    def _usable(self) -> tuple[list[Trial], bool]:
+        """Trials that can be blended, best first, and whether by all folds; else by the first one, on which more were scored."""
         ranked = sorted(self.course.done, key=Trial.rank)
         scored = [trial for trial in ranked if trial.state == "complete" and np.isfinite(trial.score)]
         # A resumed search may have scores of which the predictions are lost; they are made again where they lead.
         for trial in scored[:KEPT]:
             missing = [fold for fold in range(self.course.dealing) if fold not in trial.predictions]
-            if missing and self.course.expected(trial.proposal.kind) * len(missing) < self.course.left():
+            if missing and self.course.expected(trial.proposal.kind) * len(missing) < self.course.left_for_trials():
                 self._fit_again(trial, missing)
         whole = [trial for trial in scored if self._dealings(trial)]
         partly = [trial for trial in ranked if np.isfinite(trial.scores.get(0, np.nan)) and 0 in trial.predictions]
         partly.sort(key=lambda trial: (-trial.scores[0], trial.proposal.number))
         if any(trial.proposal.kind != "constant" for trial in whole) and not self._overtaken(whole, partly):
-            return whole
-        return partly
+            return whole, True
+        return partly, all(self._dealings(trial) for trial in partly)
 
     def _overtaken(self, whole: Sequence[Trial], partly: Sequence[Trial]) -> bool:
         """Whether a trial that there was no time to score on all folds is clearly better on the first than all that were."""
         firsts = [trial.scores[0] for trial in whole if np.isfinite(trial.scores.get(0, np.nan))]
         trivial = [trial.scores[0] for trial in partly if trial.proposal.kind == "constant"]
-        if self.ask.seconds is None or not (firsts and trivial and partly):
+        if self.question.seconds is None or not (firsts and trivial and partly):
             return False
         return partly[0].scores[0] > max(firsts) + CLEARLY * (max(firsts) - trivial[0])
 
     def _dealings(self, trial: Trial) -> int:
         """How many whole dealings of the folds a trial has predictions of, from the first on."""
         of = self.course.dealing
-        for dealing in range(self.ask.folds.repeats):
+        for dealing in range(self.question.folds.repeats):
             if not set(range(dealing * of, (dealing + 1) * of)) <= set(trial.predictions):
                 return dealing
-        return self.ask.folds.repeats
+        return self.question.folds.repeats
 
     def _fit_again(self, trial: Trial, folds: Sequence[int]) -> None:
         for fold, outcome in zip(folds, side_by_side(lambda fold: self.course.fit((trial, fold)), folds), strict=True):
@@ -149,21 +158,24 @@ class Finish:
 
     def _out_of_fold(self, trial: Trial, folds: Sequence[int]) -> Floats:
         """Predictions of all rows by models that did not see them; the mean where a row was held more than once."""
-        total, count = np.zeros_like(self.ask.data.empty(len(self.ask.data.y))), np.zeros(len(self.ask.data.y))
+        total, count = (
+            np.zeros_like(self.question.data.empty(len(self.question.data.y))),
+            np.zeros(len(self.question.data.y)),
+        )
         for fold in folds:
-            held = self.ask.folds.folds[fold].held
+            held = self.question.folds.folds[fold].held
             total[held] += trial.predictions[fold]
             count[held] += 1
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(total / (count if total.ndim == 1 else count[:, None]))
 
-    def _blend(self, usable: Sequence[Trial]) -> tuple[list[tuple[Trial, float]], Floats]:
+    def _blend(self, usable: Sequence[Trial], whole: bool) -> tuple[list[tuple[Trial, float]], Floats]:
         """Members and weights, and the blend's out-of-fold predictions."""
         # Those that were scored on more dealings are known better, so others stay out where there are a few of them.
         deepest = max(self._dealings(trial) for trial in usable)
         deep = [trial for trial in usable if self._dealings(trial) == deepest]
-        usable = deep if len(deep) >= min(ENOUGH, len(usable)) else usable
-        depth = min(self._dealings(trial) for trial in usable)
+        usable = deep if whole and len(deep) >= min(ENOUGH, len(usable)) else usable
+        depth = min(self._dealings(trial) for trial in usable) if whole else 0
         shared = range(depth * self.course.dealing) if depth else range(1)
         kinds: set[str] = set()
         members: list[Trial] = []
@@ -175,17 +187,20 @@ class Finish:
         able = [trial for trial in members if trial.proposal.kind != "constant" and limits.allow(trial.cost)]
         members = able or [trial for trial in members if trial.proposal.kind == "constant"] or members
         predictions = [self._out_of_fold(trial, shared) for trial in members]
-        seen = _seen(predictions[0])
-        truth = self.ask.data.y[seen]
+        seen = np.flatnonzero(_seen(predictions[0]))
+        seen = seen[np.linspace(0, len(seen) - 1, min(len(seen), CHOSEN_ROWS)).astype(np.intp)]
+        truth = self.question.data.y[seen]
         # Labels only jump where a probability crosses another; the log loss leads to the same place with less noise.
-        jumps = self.ask.metric in LABELS_ONLY
-        smooth = scorer("log_loss", self.ask.data.task, self.ask.data.classes) if jumps else self.ask.score
+        jumps = self.question.metric in threshold.LABEL_METRICS
+        smooth = (
+            scorer("log_loss", self.question.data.task, self.question.data.classes) if jumps else self.question.score
+        )
         weights = choose(
             [p[seen] for p in predictions], [trial.cost for trial in members], lambda p: smooth(truth, p), limits
         )
         blended = mean([predictions[i] for i in weights], list(weights.values()))
-        alone = self.ask.score(truth, predictions[0][seen])
-        if jumps and limits.allow(members[0].cost) and self.ask.score(truth, blended[seen]) < alone:
+        alone = self.question.score(truth, predictions[0][seen])
+        if jumps and limits.allow(members[0].cost) and self.question.score(truth, blended[seen]) < alone:
             weights, blended = {0: 1.0}, predictions[0]
         return [(members[i], weight) for i, weight in weights.items()], blended
 
@@ -195,9 +210,9 @@ class Finish:
         count = self.course.dealing
         bagged: set[int] = set()
         # Under a clock there is no time to fit anew what was dropped to save memory.
-        at_hand = self.ask.seconds is None or all(set(range(count)) <= set(trial.fitted) for trial, _ in chosen)
+        at_hand = self.question.seconds is None or all(set(range(count)) <= set(trial.fitted) for trial, _ in chosen)
         if (
-            self.ask.folds.kind != "time"
+            self.question.folds.kind != "time"
             and count > 1
             and at_hand
             and all(set(range(count)) <= set(t.scores) for t, _ in chosen)
@@ -215,16 +230,16 @@ class Finish:
         by_number = {trial.proposal.number: trial for trial, _ in chosen}
         whole = fit_into(
             [members[index] for index in sorted(members)],
-            self.ask.limits,
+            self.question.limits,
             lambda member: self._single(by_number[member.number], member.weight),
         )
-        model = Model(whole, self.ask.data.x.shape[1], self.ask.data.classes)
-        if not self.ask.limits.allow(model.cost()) and len(whole) == 1:
+        model = Model(whole, self.question.data.x.shape[1], self.question.data.classes)
+        if not self.question.limits.allow(model.cost()) and len(whole) == 1:
             # On all rows it has become larger than was planned for; the model of a fold is as large as was planned.
             only = whole[0]
             model = Model((self._of_a_fold(by_number[only.number], only.weight),), model.features, model.classes)
-        if not self.ask.limits.allow(model.cost()):
-            cost, limits = model.cost(), self.ask.limits
+        if not self.question.limits.allow(model.cost()):
+            cost, limits = model.cost(), self.question.limits
             raise ConfigError(
                 f"one answer must cost {limits.row_us:g} us and {limits.bytes:,} bytes at most, but the cheapest model found "
                 f"costs {microseconds(cost):.1f} us and {cost.bytes:,} bytes",
@@ -235,11 +250,11 @@ class Finish:
     def _single(self, trial: Trial, weight: float) -> Member:
         """Fitted on all rows; when no time is left for that, the model of the first fold."""
         proposal = trial.proposal
-        if trial.fitted and 1.3 * self.course.expected(proposal.kind) > self.ask.left:
+        if trial.fitted and 1.3 * self.course.expected(proposal.kind) > self.question.left:
             return self._of_a_fold(trial, weight)
         rounds = [trial.rounds[fold] for fold in sorted(trial.rounds)]
         try:
-            fitted = self.course.fits.whole(proposal.recipe, proposal.kind, self.course.params(trial), rounds)
+            fitted = self.course.fits.whole(proposal.recipe, proposal.kind, trial.params, rounds)
         except Exception as error:  # noqa: BLE001  what fitted on the folds and not on all rows still answers
             trial.why = f"not fitted on all rows: {type(error).__name__}: {str(error)[:200]}"
             return self._of_a_fold(trial, weight)
@@ -251,7 +266,7 @@ class Finish:
         return Member(trial.proposal.number, weight, (trial.fitted[min(trial.fitted)],))
 
     def _rows(self) -> Features:
-        data = self.ask.data
+        data = self.question.data
         return trying_rows(data.x, data.columns.categorical, CHECKED_ROWS, data.seed)
 
     def _exact(self, model: Model) -> bool:
@@ -274,27 +289,27 @@ class Finish:
         return bad or [by_number[member.number] for member in model.members]
 
     def _result(self, model: Model, blended: Floats) -> Result:
-        data, codes = self.ask.data, self.ask.data.y.astype(np.int64) if self.ask.data.classes else None
+        data, codes = self.question.data, self.question.data.y.astype(np.int64) if self.question.data.classes else None
         cutoff, before = None, None
         if codes is not None:
-            keeps_order = self.ask.metric in {"roc_auc", "average_precision"}
+            keeps_order = self.question.metric in {"roc_auc", "average_precision"}
             calibration = calibrate.choose(blended, codes, seed=data.seed, keeps_order=keeps_order)
             if calibration is not None:
                 calibrated = Model(model.members, model.features, model.classes, calibration)
-                if self.ask.limits.allow(calibrated.cost()) and self._exact(calibrated):
+                if self.question.limits.allow(calibrated.cost()) and self._exact(calibrated):
                     model, before, blended = calibrated, blended, calibration.cross_fitted
             if data.classes == 2:
-                cutoff = threshold.choose(self.ask.metric, blended, codes)
+                cutoff = threshold.choose(self.question.metric, blended, codes)
         content = model.graph()
-        board = self._board(model, content, blended)
+        board = self._board(model, content, blended, cutoff)
         winner = next(row for row in board if row["weight"])
         importances, catalogue = self._importances(model)
-        record = shown(model, self.ask.limits) | {
+        record = shown(model, self.question.limits) | {
             "bytes": len(content),
             "folds": {
-                "kind": self.ask.folds.kind,
-                "count": len(self.ask.folds.folds),
-                "repeats": self.ask.folds.repeats,
+                "kind": self.question.folds.kind,
+                "count": len(self.question.folds.folds),
+                "repeats": self.question.folds.repeats,
             },
             "trials": len(self.course.done),
             "recipe": self.course.kept_recipe.named(),
@@ -305,7 +320,7 @@ class Finish:
             best={"kind": winner["kind"], "params": winner["params"], "score": winner["score"]},
             leaderboard=board,
             out_of_fold=blended,
-            metric=self.ask.metric,
+            metric=self.question.metric,
             uncalibrated=before,
             threshold=cutoff,
             record=record,
@@ -313,30 +328,32 @@ class Finish:
             content=content,
         )
 
-    def _board(self, model: Model, content: bytes, blended: Floats) -> list[dict[str, Any]]:
+    def _board(self, model: Model, content: bytes, blended: Floats, cutoff: float | None) -> list[dict[str, Any]]:
         """What answers first, then the trials, then the kinds that were not tried."""
         chosen = {member.number: member for member in model.members}
-        board = [trial.row(self.ask.sign) for trial in sorted(self.course.done, key=Trial.rank)]
+        board = [trial.row(self.question.sign) for trial in sorted(self.course.done, key=Trial.rank)]
         for row in board:
             member = chosen.get(row["number"])
             row |= {"weight": member.weight if member else 0.0, "form": member.form if member else ""}
         if len(chosen) > 1:
             seen, scores = _seen(blended), []
-            for part in self.ask.folds.folds:
+            # As it answers, by its threshold.
+            judge = scorer(self.question.metric, self.question.data.task, self.question.data.classes, threshold=cutoff)
+            for part in self.question.folds.folds:
                 held = part.held[seen[part.held]]
                 if len(held):
-                    scores.append(self.ask.score(self.ask.data.y[held], blended[held]))
+                    scores.append(judge(self.question.data.y[held], blended[held]))
+            last = max(row["number"] for row in board)
             whole = Trial(
-                Proposal(
-                    len(board) + 1, "blend", {"members": shown(model, self.ask.limits)["members"]}, Recipe(), "blend"
-                ),
+                Proposal(last + 1, "blend", {}, Recipe(), "blend"),
+                {"members": shown(model, self.question.limits)["members"]},
                 scores=dict(enumerate(scores)),
                 cost=model.cost(),
-                pooled=self.ask.score(self.ask.data.y[seen], blended[seen]),
+                pooled=judge(self.question.data.y[seen], blended[seen]),
             )
-            board.insert(0, whole.row(self.ask.sign) | {"bytes": len(content), "weight": 1.0, "form": "blend"})
+            board.insert(0, whole.row(self.question.sign) | {"bytes": len(content), "weight": 1.0, "form": "blend"})
         for name, why in self.course.skipped.items():
-            refused = Trial(Proposal(0, name, {}, Recipe(), ""), state="failed", why=why).row(self.ask.sign)
+            refused = Trial(Proposal(0, name, {}, Recipe(), ""), {}, state="failed", why=why).row(self.question.sign)
             board.append(refused | {"number": None, "state": "refused", "weight": 0.0, "form": ""})
         return board
 
@@ -345,20 +362,20 @@ class Finish:
         heaviest = max(model.members, key=lambda member: (member.weight, -member.number))
         trial = next(trial for trial in self.course.done if trial.proposal.number == heaviest.number)
         if 0 not in trial.fitted:
-            if self.ask.seconds is not None:
+            if self.question.seconds is not None:
                 return [], []
             self._fit_again(trial, [0])
-        fitted, held = trial.fitted[0], self.ask.folds.folds[0].held
+        fitted, held = trial.fitted[0], self.question.folds.folds[0].held
         names = fitted.preparation.columns.names
         most = max(50, min(500, SHUFFLED // max(1, len(names))))
         rows = held[np.linspace(0, len(held) - 1, min(most, len(held))).astype(np.intp)]
         told = permutation(
             fitted.estimator.predict,
-            fitted.preparation.apply(self.ask.data.x[rows]),
-            self.ask.data.y[rows],
-            self.ask.score,
+            fitted.preparation.apply(self.question.data.x[rows]),
+            self.question.data.y[rows],
+            self.question.score,
             {name: [position] for position, name in enumerate(names)},
-            seed=self.ask.data.seed,
+            seed=self.question.data.seed,
         )
         value = {entry["column"]: entry["value"] for entry in told}
         made = [dict(entry) | {"importance": value.get(entry["name"])} for entry in fitted.preparation.catalogue]

@@ -60,6 +60,10 @@ def permutation(
     wanted = min(RESAMPLES // repeats, MOST_SCORES // max(1, len(groups) * repeats))
     draws = [rng.integers(0, take, take) for _ in range(max(4, wanted))]
     before = [scorer(y[drawn], whole[drawn]) for drawn in draws]
+    draws = [drawn for drawn, score in zip(draws, before, strict=True) if math.isfinite(score)]
+    before = [score for score in before if math.isfinite(score)]
+    if not draws:
+        return []
     order = np.concatenate([rng.permutation(take) for _ in range(repeats)])
     found: list[dict[str, Any]] = []
     columns = list(groups.items())
@@ -75,8 +79,7 @@ def permutation(
             answers = np.split(told, repeats)
             values = [reached - scorer(y, one) for one in answers]
             losses = [base - scorer(y[at], one[at]) for one in answers for base, at in zip(before, draws, strict=True)]
-            # A resample in which a class is absent has no score.
-            low, high = np.nanquantile(losses, [(1 - level) / 2, (1 + level) / 2])
+            low, high = np.quantile(losses, [(1 - level) / 2, (1 + level) / 2])
             found.append(
                 {
                     "column": column,

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esteira import outputs
+from esteira.origin import dependencies
 
-# Whose versions change what a trial gives.
-_LIBRARIES = ("lightgbm", "numpy", "optuna", "scikit-learn", "scipy", "torch", "xgboost", "xgboost-cpu")
 _DIGEST = 16
 
 
@@ -108,12 +106,4 @@ def _code() -> str:
         for path in sorted((package / folder).rglob("*")):
             if path.suffix in {".py", ".json"}:
                 digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    versions = {name: _version(name) for name in _LIBRARIES}
-    return digest.hexdigest() + json.dumps(versions, sort_keys=True)
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    return digest.hexdigest() + json.dumps(dependencies(), sort_keys=True)

@@ -79,7 +79,7 @@ def model_files(
     files = {"graph.onnx": found.graph(), "post.json": dumped(post), **featurizer}
     manifest = {"family": family.name, "line": line, **family.manifest(contract, post)}
     native = family.open(NativeBundle(manifest, files, found))
-    asked = golden_rows(json_rows(held, contract), contract, native, golden)
+    asked = golden_rows(held, contract, native, golden)
     files["golden.json"] = dumped({"rows": asked, "answers": native.answer(asked)})
     picked = np.sort(np.random.default_rng(seed).permutation(len(y))[:reference])
     sample = json_rows(rows.iloc[picked], contract)
@@ -88,26 +88,26 @@ def model_files(
     return files
 
 
-def golden_rows(
-    rows: Sequence[Mapping[str, Any]], contract: TableContract, model: Answerer, count: int
-) -> list[dict[str, Any]]:
+def golden_rows(frame: "pd.DataFrame", contract: TableContract, model: Answerer, count: int) -> list[dict[str, Any]]:
     """Rows to hold an export to: rows with gaps, rows spread over all, one with an unseen category, one with no cell filled.
 
     Args:
-        rows: JSON rows that obey the contract, at least one.
+        frame: typed rows that obey the contract, at least one.
         contract: tells which columns are categories.
         model: tells which of the made-up rows must be answered at all.
         count: about how many are wanted.
     """
-    gaps = [at for at, row in enumerate(rows) if any(value is None for value in row.values())][: max(1, count // 4)]
-    others = [at for at in range(len(rows)) if at not in gaps]
+    names = [column.name for column in contract.columns]
+    gaps = np.flatnonzero(frame[names].isna().any(axis=1).to_numpy())[: max(1, count // 4)]
+    others = np.setdiff1d(np.arange(len(frame)), gaps)
     wanted = min(len(others), max(0, count - len(gaps)))
-    chosen = [rows[at] for at in gaps + [others[place * len(others) // wanted] for place in range(wanted)]]
+    spread = others[np.arange(wanted) * len(others) // max(1, wanted)]
+    chosen = json_rows(frame.iloc[np.concatenate([gaps, spread])], contract)
     first = chosen[0]
     unseen = {column.name: "never seen before" for column in contract.columns if column.kind == "category"}
     made = [*([{**first, **unseen}] if unseen else []), dict.fromkeys(first)]
     refused = {finding.row for finding in model.check(made) if finding.severity == "error"}
-    return [*map(dict, chosen), *(row for at, row in enumerate(made) if at not in refused)]
+    return [*chosen, *(row for at, row in enumerate(made) if at not in refused)]
 
 
 def reference_of(rows: Sequence[Mapping[str, Any]], contract: TableContract, truths: Sequence[Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def watch(course: Course, behind: int = 0) -> Callable[[Trial, int], Watch]:
         behind: only of trials that are so many numbers before: these were told, whether the search was killed meanwhile or not.
     """
     until = math.inf
-    if course.ask.seconds is not None:
-        until = course.ask.clock() + max(course.left(), LEAST * course.ask.seconds)
+    if course.question.seconds is not None:
+        until = course.question.clock() + max(course.left_for_trials(), LEAST * course.question.seconds)
     curves: dict[str, list[tuple[int, tuple[tuple[float, float], ...]]]] = {}
     for trial in course.done:
         if trial.state == "complete" and trial.curve:
@@ -50,7 +50,7 @@ def watch(course: Course, behind: int = 0) -> Callable[[Trial, int], Watch]:
             past = [passed for passed in losses if passed is not None]
             if len(past) >= CURVES and loss > ABOVE * float(np.median(past)):
                 raise Pruned(f"its loss {loss:.4g} is above the median of earlier trials at progress {progress:.1f}")
-            return until == math.inf or course.ask.clock() < until
+            return until == math.inf or (course.question.clock() < until and not course.question.stop())
 
         return watch
 
@@ -70,7 +70,7 @@ def hopeless(course: Course, trial: Trial, others: Sequence[Trial] = (), *, samp
 
     if 0 not in trial.scores:
         return trial.why
-    if not course.ask.limits.allow(trial.cost):
+    if not course.question.limits.allow(trial.cost):
         return (
             f"one answer costs {microseconds(trial.cost):.0f} us and {trial.cost.bytes:,} bytes, more than is allowed"
         )
@@ -87,7 +87,7 @@ def hopeless(course: Course, trial: Trial, others: Sequence[Trial] = (), *, samp
     new = all(
         other.proposal.kind != name or other.state != "complete" or other.proposal.number > number for other in before
     )
-    if trial.proposal.origin == "recipe" and len(course.ask.folds.folds[0].fit) >= MANY_ROWS:
+    if trial.proposal.origin == "recipe" and len(course.question.folds.folds[0].fit) >= MANY_ROWS:
         # On many rows one fold tells whether a made feature helps.
         base = [first(other) for other in before if other is course.recipe_base]
         if base and mine <= base[0]:
@@ -102,13 +102,13 @@ def hopeless(course: Course, trial: Trial, others: Sequence[Trial] = (), *, samp
 
 
 def _behind(course: Course, trial: Trial, new: bool) -> float:
-    rows = len(course.ask.folds.folds[0].fit)
+    rows = len(course.question.folds.folds[0].fit)
     most = max(BEHIND_AGAIN, BEHIND_FIRST * (1 - rows / MANY_ROWS)) if new else BEHIND_AGAIN
-    behind = most + 1 / math.sqrt(len(course.ask.folds.folds[0].held))
-    if course.ask.seconds is None:
+    behind = most + 1 / math.sqrt(len(course.question.folds.folds[0].held))
+    if course.question.seconds is None:
         return behind
     seconds = course.expected(trial.proposal.kind) * (course.dealing - 1) / (os.cpu_count() or 1)
-    return behind * max(0.0, 1 - seconds / (DEAR * max(1e-9, course.left())))
+    return behind * max(0.0, 1 - seconds / (DEAR * max(1e-9, course.left_for_trials())))
 
 
 def _at(curve: Sequence[tuple[float, float]], progress: float) -> float | None:

@@ -22,8 +22,6 @@ from esteira.features.metrics import HIGHER_IS_BETTER
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
-LABELS_ONLY = frozenset({"accuracy", "precision", "recall", "f1", "f1_macro", "balanced_accuracy"})
-
 
 @dataclass(frozen=True)
 class Question:
@@ -63,7 +61,7 @@ class Question:
         return self.clock() - self.began
 
     def name(self) -> str:
-        """The same for the same question only; how long it may go on is no part of it."""
+        """The same for the same question only; how many trials or seconds it may take is no part of it."""
         arrays = {"x": self.data.x, "y": self.data.y}
         arrays |= {f"held{number}": fold.held for number, fold in enumerate(self.folds.folds)}
         settings = {
@@ -74,6 +72,9 @@ class Question:
             "metric": self.metric,
             "seed": self.data.seed,
             "limits": asdict(self.limits),
+            # What a clock has cut may not answer where no clock decides, and a single trial is another first one.
+            "timed": self.seconds is not None,
+            "single": self.trials == 1,
         }
         return search_name(arrays, settings)
 
@@ -168,3 +169,22 @@ def ask(
         clock,
         began,
     )
+
+
+def of_kinds(offered: Sequence[Candidate], kinds: Sequence[str], *, where: str) -> list[Candidate]:
+    """The candidates of the wanted kinds, in the order that they are offered in; all when none is named.
+
+    Args:
+        where: the wish stands, for people.
+
+    Raises:
+        ConfigError: a kind that is not offered.
+    """
+    names = [candidate.kind for candidate in offered]
+    for kind in kinds:
+        if kind not in names:
+            raise ConfigError(
+                f"a kind of estimator is one of {', '.join(names)}, but got {kind!r}",
+                code="unknown_kind", where=where, cure="take some of these, or leave it out",
+            )  # fmt: skip
+    return [candidate for candidate in offered if not kinds or candidate.kind in kinds]

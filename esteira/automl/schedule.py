@@ -1,4 +1,4 @@
-"""What to try next: the portfolio, recipes on the leading boosting, then proposals around the best; pure, by trials told."""
+"""What to try before TPE proposes: the portfolio, made features; and how many trees a row's time allows. Pure functions."""
 
 import json
 import math
@@ -18,13 +18,15 @@ BOOSTING = ("lightgbm", "xgboost", "gradient_boosting")
 FORESTS = ("extra_trees", "random_forest")
 MEMBER_SHARE, FOREST_SHARE = 0.7, 0.5
 """Of the row budget that one member may use up, so that others find room beside it; more trees are of less use to a forest."""
-# Per node of a tree in the graph, and how much deeper than a balanced one a grown tree is.
 MANY_CLASSES = 8
+"""More classes make boosting slow, a tree a class a round."""
 MANY_ROWS = 10_000
+"""From so many rows on, what takes long is tried after the rest."""
 DEAR = 8.0
-"""Times what LightGBM's defaults take, on the mean over the tables that the portfolio was learned from."""
+"""Times what the quickest LightGBM of a table takes, on the mean over the tables that the portfolio was learned from."""
 FIRST_ENTRIES = 6
 """Entries before made features are tried; the others come after these."""
+# Per node of a tree in the graph, and how much deeper than a balanced one a grown tree is.
 NODE_BYTES, UNBALANCED = 16.0, 1.3
 
 Entry = tuple[str, Mapping[str, Any], Recipe]

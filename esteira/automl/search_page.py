@@ -51,7 +51,7 @@ def page(
         found: what it found.
         title: the line's or the table's name.
         seed: of resamples.
-        seconds: of the search; None leaves times out, so that equal searches have equal pages.
+        seconds: of the search; None leaves all wall times out, so that equal searches have equal pages.
         findings: what the checks warned of, in words.
         closer: what `closer_look` saw; without it the page has no learning curve, and importances of features only.
     """
@@ -66,7 +66,9 @@ def page(
         target=contract.target.name,
         task=contract.target.task,
         metric=found.metric,
-        leaderboard=found.leaderboard,
+        leaderboard=[
+            {**row, "fit_seconds": row["fit_seconds"] if seconds is not None else 0.0} for row in found.leaderboard
+        ],
         summary=found.record,
         rows=len(y),
         features=features,

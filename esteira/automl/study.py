@@ -45,8 +45,6 @@ class Told:
     Attributes:
         score: higher is better; None when it was pruned or failed.
         folds: the scores of the folds that were scored.
-        cost_us: microseconds of one answer by the cost model.
-        bytes: of its part of the graph.
         seconds: of wall time; nothing is decided by it.
         why: why there is no score, in words.
         notes: whatever else a resumed search must know, as JSON.
@@ -55,8 +53,6 @@ class Told:
     proposal: Proposal
     score: float | None
     folds: tuple[float, ...] = ()
-    cost_us: float = 0.0
-    bytes: int = 0
     seconds: float = 0.0
     why: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -187,8 +183,6 @@ class Study:
         *,
         score: float | None,
         folds: Sequence[float] = (),
-        cost_us: float = 0.0,
-        bytes: int = 0,  # noqa: A002 - the leaderboard's word
         seconds: float = 0.0,
         why: str = "",
         notes: Mapping[str, Any] | None = None,
@@ -198,7 +192,7 @@ class Study:
         Raises:
             OutsideError: it could not be written; it may be told again.
         """
-        told = {"folds": list(folds), "cost_us": cost_us, "bytes": bytes, "seconds": seconds, "why": why}
+        told = {"folds": list(folds), "seconds": seconds, "why": why}
         score = None if score is None or score != score else float(score)
         self._log.finish(self._entry_of[proposal.number], score=score, told={**told, "notes": dict(notes or {})})
         del self._entry_of[proposal.number]
@@ -253,8 +247,10 @@ def _proposal(number: int, entry: Entry) -> Proposal:
 
 
 def _told(number: int, entry: Entry) -> Told:
-    told = {**entry.told, "folds": tuple(entry.told["folds"])}
-    return Told(proposal=_proposal(number, entry), score=entry.score, **told)
+    told = entry.told
+    return Told(
+        _proposal(number, entry), entry.score, tuple(told["folds"]), told["seconds"], told["why"], told["notes"]
+    )
 
 
 def _seen(entry: Entry) -> Seen:

@@ -53,6 +53,7 @@ class Table:
         y: class codes int64, or values float64; shape (rows,).
         groups: one number a row where rows belong together, else None.
         times: a sortable moment a row where the contract names a column of time, else None.
+        copies: one number a row, the same for copies of one record, where there are such (`Duplicates.records`), else None.
         findings: what people should know, the label's near-copies (rule `leak`) first.
         left_out: rows of the source that broke the contract and are not among `rows`.
     """
@@ -65,6 +66,7 @@ class Table:
     y: "NDArray[Any]"
     groups: "NDArray[Any] | None"
     times: "NDArray[Any] | None"
+    copies: "NDArray[np.int64] | None"
     findings: tuple[Finding, ...]
     left_out: int
 
@@ -130,7 +132,8 @@ def _read(
     leaks = [replace(finding, severity="warning") for finding in admission.leaks(rows, contract)]
     featurizer = family.featurizer(rows, contract)
     x = featurizer.frame(rows)
-    suspicions = [*find_suspicions(rows, target, contract), *duplicates(x, y).findings()]
+    repeated = duplicates(x, y)
+    suspicions = [*find_suspicions(rows, target, contract), *repeated.findings()]
     _require_finite(x, featurizer.names, where)
     groups, times = together(rows, contract)
     return Table(
@@ -142,6 +145,7 @@ def _read(
         y=y,
         groups=groups,
         times=times,
+        copies=repeated.records,
         findings=(*leaks, *suspicions, *faults, *notes),
         left_out=int(admitted.bad.sum()),
     )

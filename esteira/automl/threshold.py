@@ -14,7 +14,7 @@ PARTS = 5
 MOST_ROWS = 100_000
 """Rows looked at, evenly spread; the cut of more would be the same."""
 MIN_CLASS_ROWS = 20
-BAGS = 30
+BAGS = 31
 BAGGED_ROWS = 3_000_000
 """Resamples whose best cuts a cut is the median of, and their rows in all: of very many rows the best cut is stable."""
 RESAMPLES = 400
@@ -121,3 +121,4 @@ _SCORES: dict[str, Callable[[Any, Any, Any, Any], Floats]] = {
     "balanced_accuracy": _balanced,
 }
 """The metrics that look at labels, of two classes, by counts; equal to `esteira.features.metrics` (proven in tests)."""
+LABEL_METRICS = frozenset(_SCORES)

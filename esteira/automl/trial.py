@@ -19,17 +19,19 @@ class Trial:
     """What is known of a trial so far.
 
     Attributes:
+        params: what is fitted: as proposed, but with no more trees than an answer may visit.
         scores: of each fold that was scored, higher is better.
         predictions: of each fold's held rows; emptied for trials that will not be blended.
         fitted: models of folds that are still in memory.
         rounds: of each fold's fit, how many it kept.
         curve: (progress, loss) of the first fold's fit.
-        spare: what that model gave, for a search that has no time for the whole fold.
         sampled: score on the first fold of the model that was fitted on a sample of its rows; None where none was.
+        spare: what that model gave, for a search that has no time for the whole fold.
         pooled: score of all folds' rows together; None where a fold alone has one.
     """
 
     proposal: Proposal
+    params: Mapping[str, Any]
     scores: dict[int, float] = field(default_factory=dict)
     predictions: dict[int, Floats] = field(default_factory=dict)
     fitted: dict[int, Fitted] = field(default_factory=dict)
@@ -67,11 +69,10 @@ class Trial:
         def told(value: float) -> float | None:
             return sign * value if np.isfinite(value) else None
 
-        params: Mapping[str, Any] = self.proposal.params
         return {
             "number": self.proposal.number,
             "kind": self.proposal.kind,
-            "params": dict(params),
+            "params": dict(self.params),
             "recipe": self.proposal.recipe.named(),
             "origin": self.proposal.origin,
             "score": told(self.score),

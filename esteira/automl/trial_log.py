@@ -9,10 +9,10 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from esteira.automl import alive as life
@@ -21,7 +21,8 @@ from esteira.errors import ConfigError, EsteiraError, OutsideError
 from esteira.settings import redact
 
 PAUSES = (1, 2, 4, 8, 16)
-"""Seconds between tries to tell PostgreSQL how a trial went, which may have cost minutes to find out."""
+"""Seconds between tries to reach PostgreSQL: how a trial went may have cost minutes to find out."""
+T = TypeVar("T")
 # Workers that start together make the same tables; all but one are told that they exist.
 _TRIES = 5
 # A schema of its own: MLflow and Optuna both keep a table alembic_version, and a database may hold other tables called trials.
@@ -98,8 +99,7 @@ class TrialLog:
 
     def entries(self) -> list[Entry]:
         """All of them."""
-        with self._outside():
-            trials = self._storage.get_all_trials(self._study, deepcopy=False)
+        trials = self._patiently(lambda: self._storage.get_all_trials(self._study, deepcopy=False))
         batches = {entry: trial._trial_id for trial in trials for entry in trial.user_attrs.get(_BATCH, ())}
         return [self._finished.get(trial._trial_id) or self._read(trial, batches) for trial in trials]
 
@@ -113,21 +113,23 @@ class TrialLog:
         """Put a trial to wait, at the end."""
         from optuna.trial import TrialState, create_trial
 
-        with self._outside():
-            template = create_trial(state=TrialState.WAITING, user_attrs={_PROPOSAL: json.dumps(proposal)})
-            self._storage.create_new_trial(self._study, template)
+        template = create_trial(state=TrialState.WAITING, user_attrs={_PROPOSAL: json.dumps(proposal)})
+        # Added twice, where the answer was lost, it counts once.
+        self._patiently(lambda: self._storage.create_new_trial(self._study, template))
 
     def claim(self, entry: int) -> bool:
         """Take a waiting entry to work on it; False when another process was faster."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        with self._outside():
+        def take() -> bool:
             try:
                 self._alive.sign(entry)
-                taken: bool = self._storage.set_trial_state_values(entry, TrialState.RUNNING)
+                return bool(self._storage.set_trial_state_values(entry, TrialState.RUNNING))
             except UpdateFinishedTrialError:
-                taken = False
+                return False
+
+        taken = self._patiently(take)
         if taken:
             self._held.add(entry)
         elif entry not in self._held:
@@ -136,20 +138,12 @@ class TrialLog:
 
     def together(self, entries: Sequence[int]) -> None:
         """Note that these were asked for together: in one record, so that a process that dies leaves a whole batch or none."""
-        with self._outside():
-            self._storage.set_trial_user_attr(entries[0], _BATCH, list(entries))
+        self._patiently(lambda: self._storage.set_trial_user_attr(entries[0], _BATCH, list(entries)))
 
     def finish(self, entry: int, *, score: float | None, told: Mapping[str, Any]) -> None:
         """Write how a trial went. Where another process finished it meanwhile, that stands."""
-        for pause in (*PAUSES, None) if isinstance(self._alive, Heartbeats) else (None,):
-            try:
-                with self._outside():
-                    self._finish(entry, score, json.dumps(told))
-                break
-            except OutsideError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
+        words = json.dumps(told)
+        self._patiently(lambda: self._finish(entry, score, words))
         self._held.discard(entry)
         self._alive.drop(entry)
 
@@ -166,9 +160,11 @@ class TrialLog:
         """Let the trials of processes that died wait again."""
         from optuna.trial import TrialState
 
-        with self._outside():
+        def free() -> None:
             running = self._storage.get_all_trials(self._study, deepcopy=False, states=(TrialState.RUNNING,))
             self._wait_again(self._alive.lost([trial for trial in running if trial._trial_id not in self._held]))
+
+        self._patiently(free)
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """While one process is in this block no other of the study is; on PostgreSQL several may be."""
@@ -191,6 +187,17 @@ class TrialLog:
             # Not Optuna's callback, which fails the trial and adds another: a process that dies between loses both.
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._storage.set_trial_state_values(entry, TrialState.WAITING)
+
+    def _patiently(self, word: Callable[[], T]) -> T:
+        """Say a word to the storage; a database that does not answer is asked again, for as long as PAUSES last."""
+        for pause in PAUSES if isinstance(self._alive, Heartbeats) else ():
+            try:
+                with self._outside():
+                    return word()
+            except OutsideError:
+                time.sleep(pause)
+        with self._outside():
+            return word()
 
     def _outside(self) -> contextlib.AbstractContextManager[None]:
         return _outside(self._where)

@@ -112,6 +112,9 @@ def find_suspicions(frame: "pd.DataFrame", target: str, contract: "TableContract
     ]
 
 
+COPIES_SHARE, DISAGREEING = 0.01, 0.05
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Rows whose features are equal.
@@ -127,6 +130,18 @@ class Duplicates:
     copies: int
     contradicting: int
 
+    @property
+    def records(self) -> "NDArray[np.int64] | None":
+        """`together` where copies look like one record that came in twice, else None.
+
+        Then they are not few, and agree in the label; rows that are only alike, by few columns of few values, often do not,
+        and new rows will be alike in the same way.
+        """
+        if not self.copies or self.copies < COPIES_SHARE * len(self.together):
+            return None
+        copied = int((np.bincount(self.together)[self.together] > 1).sum())
+        return None if self.contradicting > DISAGREEING * copied else self.together
+
     def findings(self) -> list[Finding]:
         """Warnings of rule `duplicate` and `duplicate_label`, where there are such rows."""
         rows = len(self.together)
@@ -134,6 +149,7 @@ class Duplicates:
         if self.copies:
             message = (
                 f"{self.copies:,} of {rows:,} rows ({self.copies / rows:.1%}) repeat the features of an earlier row"
+                + ("; a row and its copies are held back together" if self.records is not None else "")
             )
             found.append(Finding("duplicate", "", None, message, "warning"))
         if self.contradicting:

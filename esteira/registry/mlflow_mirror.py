@@ -107,7 +107,7 @@ class Mirror:
     def log_trials(self, experiment_id: str, parent: str, trials: Sequence[Mapping[str, Any]]) -> None:
         """One finished child run a trial, with its parameters, its score and every other number it has.
 
-        A database gets all of them in one transaction: MLflow's own way takes six for each, 10 s for 100 trials on a busy
+        A database gets all of them in one transaction: MLflow's own way takes six for each, which is seconds for a hundred on a busy
         disk. A server gets three requests for each.
         """
         with _outside("take trials"):

@@ -23,7 +23,18 @@ WORKS = {
     "serving": "import serving.service, onnxruntime; assert ['CPUExecutionProvider'] == onnxruntime.get_available_providers()[-1:]",
     "serving-gpu": "import serving.service, onnxruntime; assert 'CUDAExecutionProvider' in onnxruntime.get_available_providers()",
 }
-TRAINING = ("sklearn", "xgboost", "optuna", "pandas", "kfp", "mlflow", "torch", "great_expectations", "skl2onnx")
+TRAINING = (
+    "sklearn",
+    "xgboost",
+    "lightgbm",
+    "optuna",
+    "pandas",
+    "kfp",
+    "mlflow",
+    "torch",
+    "great_expectations",
+    "skl2onnx",
+)
 FOUND = "import importlib.util, json, sys; print(json.dumps([n for n in sys.argv[1:] if importlib.util.find_spec(n)]))"
 LISTED = "import importlib.metadata as m, json, sys; print(json.dumps({d.name: d.version for d in m.distributions(path=sys.argv[1:])}))"
 NEEDED = (

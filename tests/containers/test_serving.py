@@ -30,7 +30,7 @@ from esteira.bundle import answerer, open_bundle
 golden = json.loads((Path("/bundle") / "golden.json").read_text())
 print(json.dumps({
     "answers": answerer(open_bundle(Path("/bundle"), "cpu")).answer(golden["rows"]),
-    "training": sorted({"sklearn", "xgboost", "optuna", "pandas", "kfp", "mlflow", "torch"} & set(sys.modules)),
+    "training": sorted({"sklearn", "xgboost", "lightgbm", "optuna", "pandas", "kfp", "mlflow", "torch"} & set(sys.modules)),
 }))
 """
 

@@ -42,14 +42,14 @@ class Held:
 
     Attributes:
         x, y: the rows, as for `fit`.
-        patience: rounds without a better loss (log loss, squared error) after which a fit stops and keeps its best round.
+        patience: rounds, or epochs, without a better loss (log loss, squared error) after which a fit stops and keeps its best round.
         watch: called with (rounds done, loss on these rows) every few rounds; False stops the fit where it is, its best
             round kept. It may raise, and that passes through.
     """
 
     x: Features
     y: NDArray[Any]
-    patience: int = 50
+    patience: int
     watch: Callable[[int, float], bool] | None = None
 
 

@@ -49,7 +49,7 @@ class LinearModel(Base):
                 return
         # One thread, because the order of a sum, and with it its last bit, depends on the number of them.
         with threadpool_limits(1):
-            self._prepare(x, np.asarray(y, np.float64) if self.classes is None else np.eye(len(self.present))[codes])
+            self._prepare(x, np.asarray(y, np.float64) if self.classes is None else codes)
             columns = self.design.width + len(self.knots) + len(self.pairs)
             some = np.arange(len(x))
             if len(x) * columns > CELLS:
@@ -63,7 +63,8 @@ class LinearModel(Base):
             else:
                 self.weights, self.intercept = self._logistic(made, codes[some])
 
-    def _prepare(self, x: Features, targets: Floats) -> None:
+    def _prepare(self, x: Features, targets: NDArray[Any]) -> None:
+        """Choose columns, knots and products; `targets` are codes of the classes that occurred, or values."""
         sample = np.random.default_rng(self.seed).permutation(len(x))[:SAMPLE]
         room = min(WIDEST, max(64, 5 * CELLS // len(x)))
         bent = bool(self.params["log"])
@@ -83,7 +84,8 @@ class LinearModel(Base):
         self.pairs: tuple[tuple[int, int], ...] = ()
         if self.params["crosses"]:
             plain[:, : len(self.design.numeric)] = numbers
-            self.pairs = _strongest_pairs(plain, targets[sample], int(self.params["crosses"]))
+            told = targets[sample] if self.classes is None else np.eye(len(self.present))[targets[sample]]
+            self.pairs = _strongest_pairs(plain, told, int(self.params["crosses"]))
 
     def _bend(self, numbers: Floats) -> Floats:
         return np.sign(numbers) * np.log(1.0 + np.abs(numbers)) if self.params["log"] else numbers
