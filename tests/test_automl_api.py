@@ -189,6 +189,13 @@ def test_a_score_of_labels_is_of_those_that_are_said() -> None:
     assert model.score(frame) == pytest.approx(np.mean(right))
 
 
+def test_a_search_that_fitted_nothing_but_the_constant_says_so() -> None:
+    trivial = fit(_table("binary"), "y", trials=1, kinds=("constant",))
+
+    assert "nothing but the constant was fitted" in trivial.warnings[0]
+    assert not any("nothing but" in word for word in fit(_table("binary"), "y", **QUICK).warnings)
+
+
 def test_a_search_that_had_no_time_for_all_folds_says_so() -> None:
     whole = fit(_table("binary"), "y", **QUICK)
     board = [{**row, "state": "pruned"} for row in whole.found.leaderboard]

@@ -36,6 +36,7 @@ MAX_ROW_US = 100.0
 MAX_BYTES = 50_000_000
 MAX_TRIALS = 10_000
 _CUT = "no model was tried on all folds in the time given, so its score is of one fold only: give more seconds"
+_TRIVIAL = "nothing but the constant was fitted, so it answers every row alike: give more seconds, or let more kinds enter"
 _LOOK = 4.0  # fits on one core that a learning curve and its importances take, about
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 
@@ -84,8 +85,11 @@ class AutoML:
     def warnings(self) -> list[str]:
         """What people should know of the table, near-copies of the label first; before these, of the search."""
         said_of = [finding.told for finding in self.table.findings]
-        if any(row["weight"] and row["state"] == "pruned" for row in self.found.leaderboard):
+        board = self.found.leaderboard
+        if any(row["weight"] and row["state"] == "pruned" for row in board):
             said_of.insert(0, _CUT)
+        if not any(row["kind"] != "constant" and row["folds"] for row in board):
+            said_of.insert(0, _TRIVIAL)
         return said_of
 
     @property
