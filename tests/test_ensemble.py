@@ -1,5 +1,6 @@
 """Who is blended: greedy, with replacement, within what an answer may cost; and what is tried next."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,15 @@ def test_the_heaviest_members_become_bags_first_and_only_within_the_limits() -> 
     one = Cost(visits=1000)
     costs, weights = {0: one, 1: one, 2: one}, {0: 0.2, 1: 0.5, 2: 0.3}
 
-    def allowed(models: int) -> set[int]:
-        return bags(costs, weights, 5, Limits(microseconds(sum([one] * models, FLOOR)) + 1e-6, 10**9))
+    def allowed(models: int, able: Collection[int] = (0, 1, 2)) -> set[int]:
+        limits = Limits(microseconds(sum([one] * models, FLOOR)) + 1e-6, 10**9)
+        return bags(costs, weights, 5, limits, able)
 
     assert set() == allowed(6)
     assert {1} == allowed(7)
     assert {1, 2} == allowed(11)
     assert {0, 1, 2} == allowed(15)
+    assert {0, 2} == allowed(15, (0, 2))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

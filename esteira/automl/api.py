@@ -36,7 +36,9 @@ MAX_ROW_US = 100.0
 MAX_BYTES = 50_000_000
 MAX_TRIALS = 10_000
 _CUT = "no model was tried on all folds in the time given, so its score is of one fold only: give more seconds"
-_TRIVIAL = "nothing but the constant was fitted, so it answers every row alike: give more seconds, or let more kinds enter"
+_TRIVIAL = (
+    "nothing but the constant was fitted, so it answers every row alike: give more seconds, or let more kinds enter"
+)
 _LOOK = 4.0  # fits on one core that a learning curve and its importances take, about
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 

@@ -26,7 +26,7 @@ SAMPLE_ROWS = 50_000
 """A trial on a larger fold is first tried on so many of its rows, and goes on only when it does well there."""
 KEPT = 15
 """Trials whose predictions and models stay in memory, beside the best of each kind."""
-MODEL_BYTES, PREDICTION_BYTES = 300_000_000, 300_000_000
+MODEL_BYTES, PREDICTION_BYTES = 150_000_000, 150_000_000
 RESERVED = 0.1
 """Of a budget in seconds: for blending, refits, export and its check."""
 # Fold fits of kinds that have not been timed yet, in units of what LightGBM takes.
@@ -362,8 +362,9 @@ class Course:
             wanted = trial.state != "failed" and (place < KEPT or trial.proposal.kind not in kinds)
             wanted = wanted and (place == 0 or held <= PREDICTION_BYTES)
             kinds.add(trial.proposal.kind)
-            weight += trial.cost.bytes * len(trial.fitted)
+            more = sum(fitted.nbytes for fitted in trial.fitted.values())
             if not wanted:
                 trial.predictions = {}
-            if not wanted or weight > MODEL_BYTES:
-                trial.fitted = {}
+            if not wanted or weight + more > MODEL_BYTES:
+                trial.fitted, more = {}, 0
+            weight += more

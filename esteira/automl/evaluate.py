@@ -75,6 +75,11 @@ class Fitted:
         """What one answer costs."""
         return self.preparation.cost() + self.estimator.cost()
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory, about: as much as it is drawn with, but for kinds that say otherwise."""
+        return int(getattr(self.estimator, "nbytes", 0)) or self.cost().bytes
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,6 +1,6 @@
 """From chosen trials to the model that answers: bags of fold models where an answer may cost that much, refits elsewhere."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,15 +77,18 @@ class Model:
         return [(fitted, member.weight / len(member.fitted)) for member in self.members for fitted in member.fitted]
 
 
-def bags(costs: Mapping[int, Cost], weights: Mapping[int, float], count: int, limits: Limits) -> set[int]:
+def bags(
+    costs: Mapping[int, Cost], weights: Mapping[int, float], count: int, limits: Limits, able: Collection[int]
+) -> set[int]:
     """Which members may be bags of `count` fold models, the heaviest first, when all others are one model each.
 
     Args:
         costs: of one fold's model of each member.
         weights: of each member.
+        able: members of which the folds' models can be had.
     """
     chosen: set[int] = set()
-    for index in sorted(weights, key=lambda index: (-weights[index], index)):
+    for index in sorted(able, key=lambda index: (-weights[index], index)):
         wanted = chosen | {index}
         total = FLOOR
         for other in weights:

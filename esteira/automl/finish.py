@@ -210,16 +210,16 @@ class Finish:
         count = self.course.dealing
         bagged: set[int] = set()
         # Under a clock there is no time to fit anew what was dropped to save memory.
-        at_hand = self.question.seconds is None or all(set(range(count)) <= set(trial.fitted) for trial, _ in chosen)
-        if (
-            self.question.folds.kind != "time"
-            and count > 1
-            and at_hand
-            and all(set(range(count)) <= set(t.scores) for t, _ in chosen)
-        ):
+        folds = set(range(count))
+        able = [
+            index
+            for index, (trial, _) in enumerate(chosen)
+            if folds <= set(trial.scores) and (self.question.seconds is None or folds <= set(trial.fitted))
+        ]
+        if self.question.folds.kind != "time" and count > 1:
             costs = {index: trial.cost for index, (trial, _) in enumerate(chosen)}
             weights = {index: weight for index, (_, weight) in enumerate(chosen)}
-            bagged = bags(costs, weights, count, self._tight)
+            bagged = bags(costs, weights, count, self._tight, able)
         members: dict[int, Member] = {}
         for index in sorted(bagged):
             trial, weight = chosen[index]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from esteira.automl.kinds.base import Cost, Features, Floats, Space
 from esteira.automl.kinds.trees import TreeKind, Watched
+from esteira.onnx.forest import Forest, take
 from esteira.onnx.graph import Graph
 
 BITS = 24  # of a float32's fraction
@@ -64,41 +65,48 @@ class _Forest(TreeKind):
         forest = getattr(ensemble, name)(
             **params, bootstrap=self.bootstrap, random_state=self.seed, n_jobs=self.threads
         ).fit(x, label)
-        self.estimators = forest.estimators_
-        says = [tree.tree_.value[:, 0, :] for tree in self.estimators]
-        most = sum(float(np.abs(values).max()) for values in says)
+        most = sum(float(np.abs(one.tree_.value).max()) for one in forest.estimators_)
         grid = 2.0 ** (np.ceil(np.log2(most)) - BITS) if most > 0 else 1.0
-        whole = np.round(np.concatenate(says) / grid) * grid
-        if self._targets > 1:
-            # What rounding takes or gives is settled with the likeliest class, so that a leaf still says 1 in all.
-            whole[np.arange(len(whole)), whole.argmax(axis=1)] += 1.0 - whole.sum(axis=1)
-        self.says: Floats = whole if self._targets > 1 else whole[:, -1]
+        parts, says = [], []
+        # Tree by tree, each let go of: a distribution a node is most of what a forest of many classes weighs.
+        while forest.estimators_:
+            tree = forest.estimators_.pop(0).tree_
+            whole = np.round(tree.value[:, 0, :] / grid) * grid
+            if self._targets > 1:
+                # What rounding takes or gives is settled with the likeliest class, so that a leaf still says 1 in all.
+                whole[np.arange(len(whole)), whole.argmax(axis=1)] += 1.0 - whole.sum(axis=1)
+            says.append((whole if self._targets > 1 else whole[:, -1]).astype(np.float32))
+            parts.append(take(tree))
+        self.says = np.concatenate(says)
+        self.forest = Forest.of(parts, x.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """What the fitted model holds in memory."""
+        return self.says.nbytes + self.forest.nbytes
 
     def _sums(self, x: Features) -> Floats:
         """Mean over trees."""
         total = np.zeros((len(x), *self.says.shape[1:]))
-        start = 0
-        for one in self.estimators:
-            total += self.says[start + one.tree_.apply(x)]
-            start += one.tree_.node_count
-        return total / len(self.estimators)
+        for leaves in self.forest.leaves(np.ascontiguousarray(x, np.float32)):
+            total += self.says[leaves]
+        return total / len(self.forest.sizes)
 
     def _probabilities(self, sums: Floats) -> Floats:
         return np.column_stack([1.0 - sums, sums]) if self._targets == 1 else sums
 
     def _draw(self, graph: Graph, x: str) -> str:
-        from esteira.onnx.forest import read
         from esteira.onnx.trees import table_sum, tree_sum
 
-        count = len(self.estimators)
+        count = len(self.forest.sizes)
         if self._targets == 1:
-            total = tree_sum(graph, x, read(self.estimators, self.says), targets=1, dtype=np.float32)
+            total = tree_sum(graph, x, self.forest.read(self.says.astype(np.float64)), targets=1, dtype=np.float32)
         else:
             # Leaves say a whole distribution: each tree gives the row of a table, where equal leaves share their row.
-            trees = read(self.estimators, np.zeros(len(self.says)))
+            trees = self.forest.read(np.zeros(len(self.says)))
             table, row = np.unique(self.says[trees.leaf], axis=0, return_inverse=True)
             trees.value[trees.leaf] = np.ravel(row)
-            total = table_sum(graph, x, trees, table.astype(np.float32))
+            total = table_sum(graph, x, trees, table)
         return graph.add("Div", graph.double(total), graph.scalar(count, np.float64))
 
     def _draw_probabilities(self, graph: Graph, sums: str) -> str:
@@ -109,16 +117,14 @@ class _Forest(TreeKind):
         return graph.scattered(sums, self.classes, self.present.tolist())
 
     def _cost(self) -> Cost:
-        from esteira.onnx.forest import depth, read
-
-        trees = read(self.estimators, np.zeros(len(self.says)))
-        visits, weight = depth(self.estimators), trees.weight(np.float32)
+        trees = self.forest.read(np.zeros(len(self.says)))
+        visits, weight = self.forest.depth, trees.weight(np.float32)
         if self._targets == 1:
             return Cost(visits=visits, bytes=weight, nodes=6)
         table = 4 * self._targets * len(np.unique(self.says[trees.leaf], axis=0))
         # Each tree writes the number of a row, and the row is read: as dear as two more nodes.
-        visits += 2 * len(self.estimators)
-        return Cost(visits=visits, bytes=weight + table, macs=self._targets * len(self.estimators), nodes=6)
+        visits += 2 * len(self.forest.sizes)
+        return Cost(visits=visits, bytes=weight + table, macs=self._targets * len(self.forest.sizes), nodes=6)
 
 
 class RandomForest(_Forest):
