@@ -331,7 +331,7 @@ def test_what_watches_a_network_may_raise() -> None:
 def test_held_rows_of_a_class_that_the_fit_lacks_do_not_stop_it() -> None:
     x, y = rows("multiclass", 150)
     made = make("neural_network", QUICK["neural_network"], task="multiclass", classes=4, categorical=[4], seed=0)
-    made.fit(x[y < 2], y[y < 2], held=Held(x[y == 2], y[y == 2]))
+    made.fit(x[y < 2], y[y < 2], held=Held(x[y == 2], y[y == 2], 50))
 
     assert [0.0, 0.0] == made.predict(x)[:, 2:].max(axis=0).tolist()
 
@@ -391,7 +391,7 @@ def test_held_back_rows_of_a_real_table_are_answered_alike_and_far_better_than_b
     x = table.to_numpy(np.float32)[order]
     y = y[order]
     made = make(kind, {}, task="multiclass", classes=len(labels), categorical=[], seed=0)
-    held = Held(x[550:650], y[550:650]) if kind == "neural_network" else None
+    held = Held(x[550:650], y[550:650], 50) if kind == "neural_network" else None
     made.fit(x[:550], y[:550], held=held)
     rest = x[650:].copy()
     rest[::7, 3] = np.nan  # missing where training had every value
