@@ -92,8 +92,7 @@ def run(
 
     from components.search import meeting
     from esteira.automl import model_files, search, search_page
-    from esteira.automl.evaluate import Data
-    from esteira.automl.prepare import Columns
+    from esteira.automl.question import data_of
 
     params = params or Params()
     agreed = TableContract.from_yaml(contract.read_text(encoding="utf-8"))
@@ -119,10 +118,6 @@ def run(
     )
     files["record.json"] = model_files.dumped(found.record)
     board = model_files.leaderboard(found)
-    target = agreed.target
-    classes = None if target.classes is None else len(target.classes)
-    columns = Columns(tuple(words["names"]), tuple(words["categorical"]), words["texts"])
-    data = Data(x, y, target.task, classes, columns, seed)
     page = search_page.page(
         agreed,
         rows,
@@ -132,7 +127,7 @@ def run(
         title=line,
         seed=seed,
         findings=[Finding(row=None, **finding).told for finding in made["findings"]],
-        closer=search_page.closer_look(found, data, words["folds"], made["groups"]),
+        closer=search_page.closer_look(found, data_of(x, y, **words), words["folds"], made["groups"]),
     )
     outputs.write(out / "model", files)
     outputs.write(

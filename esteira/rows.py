@@ -66,12 +66,7 @@ def _json_array(text: str, path: Path) -> Iterator[dict[str, Any]]:
             code="bad_json", where=str(path), cure="write one object a line",
         ) from error  # fmt: skip
     for number, item in enumerate(items, 1):
-        if not isinstance(item, dict):
-            raise DataError(
-                f"each item is a JSON object, but item {number} is a {type(item).__name__}",
-                code="bad_json", where=f"{path}, item {number}", cure="write one object an item",
-            )  # fmt: skip
-        yield item
+        yield _object(item, "item", number, path)
 
 
 def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
@@ -86,12 +81,16 @@ def _json_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
                 f"each line is one JSON object, but line {number} is not: {error.msg}",
                 code="bad_json", where=f"{path}, line {number}", cure="write one object a line",
             ) from error  # fmt: skip
-        if not isinstance(row, dict):
-            raise DataError(
-                f"each line is one JSON object, but line {number} holds a {type(row).__name__}",
-                code="bad_json", where=f"{path}, line {number}", cure="write one object a line",
-            )  # fmt: skip
-        yield row
+        yield _object(row, "line", number, path)
+
+
+def _object(value: Any, what: str, number: int, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"each {what} is one JSON object, but {what} {number} holds a {type(value).__name__}",
+            code="bad_json", where=f"{path}, {what} {number}", cure=f"write one object {'an' if what == 'item' else 'a'} {what}",
+        )  # fmt: skip
+    return value
 
 
 def _csv(text: str, path: Path, kinds: Mapping[str, str], delimiter: str) -> Iterator[dict[str, Any]]:

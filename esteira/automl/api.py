@@ -178,16 +178,14 @@ class AutoML:
         Args:
             within: seconds that the learning curve may take; it is left out where its fits are expected to take longer.
         """
-        from esteira.automl.evaluate import Data
-        from esteira.automl.prepare import Columns
+        from esteira.automl.question import data_of
         from esteira.automl.search_page import closer_look, heaviest, page
 
         read, row = self.table, heaviest(self.found)
         closer = None
         if within is None or _LOOK * row["fit_seconds"] / max(1, len(row["folds"])) <= within:
             told = words(read, self.seed)
-            columns = Columns(tuple(told["names"]), tuple(told["categorical"]), told["texts"])
-            data = Data(read.x, read.y, self.task, read.classes, columns, self.seed)
+            data = data_of(read.x, read.y, **told, seed=self.seed)
             closer = closer_look(self.found, data, told["folds"], read.featurizer.groups)
         return page(
             read.contract, read.rows, read.y, read.x.shape[1], self.found,
@@ -254,6 +252,8 @@ def fit(
         DataError: the table cannot be learned from; see `esteira.automl.table.read`.
         OutsideError: the storage does not answer.
     """
+    from esteira.automl.question import of_kinds
+
     began = time.perf_counter() if began is None else began
     check_budget(seconds, trials, max_row_us)
     if seconds is None and trials is None:
@@ -261,8 +261,6 @@ def fit(
     options = ContractOptions(
         kinds=column_kinds or {}, task=task, drop=tuple(drop), time_column=time_column, group_column=group_column
     )
-    from esteira.automl.question import of_kinds
-
     rows = table.plain(frame)
     read = table.read(rows, target, line=line, options=options, nested=nested)
     wanted = metric or METRIC[read.contract.target.task]

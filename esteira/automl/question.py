@@ -148,12 +148,7 @@ def ask(
         # A wrong word is said before anything is fitted, not as a failed trial after it.
         make(candidate.kind, candidate.defaults, task=task, classes=k, categorical=(), seed=seed)
     score = scorer(metric, task, k)
-    given = Columns(
-        tuple(names) or tuple(f"f{position}" for position in range(x.shape[1])),
-        tuple(categorical),
-        tuple(map(tuple, texts)),
-    )
-    data = Data(x, y, task, k, given, seed)
+    data = data_of(x, y, task=task, classes=k, names=names, categorical=categorical, texts=texts, seed=seed)
     folds = folds or plan_folds(y, task=task, seed=seed)
     return Question(
         data,
@@ -169,6 +164,24 @@ def ask(
         clock,
         began,
     )
+
+
+def data_of(
+    x: Features,
+    y: NDArray[Any],
+    *,
+    task: str,
+    classes: int | None,
+    names: Sequence[str],
+    categorical: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    seed: int,
+    **_others: Any,
+) -> Data:
+    """One table, ready for a search; see `ask`, of whose other words it needs none."""
+    given = tuple(names) or tuple(f"f{position}" for position in range(x.shape[1]))
+    columns = Columns(given, tuple(categorical), tuple(map(tuple, texts)))
+    return Data(x, y, task, classes, columns, seed)
 
 
 def of_kinds(offered: Sequence[Candidate], kinds: Sequence[str], *, where: str) -> list[Candidate]:

@@ -4,7 +4,7 @@ Splits are rounded down to float32: of float32 features the same ones are at mos
 more than 80 in scikit-learn, whose own trees are made again, one at a time, where rows are led through them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,18 +36,27 @@ class Forest:
     features: int
 
     @classmethod
-    def of(cls, parts: "list[Part]", features: int) -> "Forest":
-        """The trees together; each was taken apart by `take`."""
+    def of(cls, tree: Any) -> "Forest":
+        """A single one, `tree_` of a fitted scikit-learn estimator; of it nothing is held on to."""
+        left = np.asarray(tree.children_left)
+        counts, inner = tree.weighted_n_node_samples, left >= 0
         return cls(
-            sizes=np.array([len(part.left) for part in parts]),
-            left=np.concatenate([part.left for part in parts]),
-            right=np.concatenate([part.right for part in parts]),
-            feature=np.concatenate([part.feature for part in parts]),
-            split=np.concatenate([part.split for part in parts]),
-            missing_left=np.concatenate([part.missing_left for part in parts]),
-            depth=sum(part.depth for part in parts),
-            features=features,
+            sizes=np.array([len(left)]),
+            left=left.astype(np.int32),
+            right=tree.children_right.astype(np.int32),
+            feature=tree.feature.astype(np.int32),
+            split=_down(np.asarray(tree.threshold)),
+            missing_left=tree.missing_go_to_left.astype(np.bool_),
+            depth=float(counts[inner].sum() / counts[0]),
+            features=tree.n_features,
         )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Forest]") -> "Forest":
+        """The trees of all, in order."""
+        arrays = ("sizes", "left", "right", "feature", "split", "missing_left")
+        together = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+        return cls(**together, depth=sum(part.depth for part in parts), features=parts[0].features)
 
     @property
     def nbytes(self) -> int:
@@ -93,32 +102,6 @@ class Forest:
             tree.__setstate__({"max_depth": size, "node_count": size, "nodes": nodes, "values": np.zeros((size, 1, 1))})
             yield start + tree.apply(x)
             start += size
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tree; see `Forest`."""
-
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]
-    feature: NDArray[np.int32]
-    split: NDArray[np.float32]
-    missing_left: NDArray[np.bool_]
-    depth: float
-
-
-def take(tree: Any) -> Part:
-    """The splits of a fitted tree, `tree_` of a scikit-learn estimator; of it nothing is held on to."""
-    left = np.asarray(tree.children_left)
-    counts, inner = tree.weighted_n_node_samples, left >= 0
-    return Part(
-        left=left.astype(np.int32),
-        right=tree.children_right.astype(np.int32),
-        feature=tree.feature.astype(np.int32),
-        split=_down(np.asarray(tree.threshold)),
-        missing_left=tree.missing_go_to_left.astype(np.bool_),
-        depth=float(counts[inner].sum() / counts[0]),
-    )
 
 
 def _down(splits: NDArray[np.float64]) -> NDArray[np.float32]:

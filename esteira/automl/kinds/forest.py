@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from esteira.automl.kinds.base import Cost, Features, Floats, Space
 from esteira.automl.kinds.trees import TreeKind, Watched
-from esteira.onnx.forest import Forest, take
+from esteira.onnx.forest import Forest
 from esteira.onnx.graph import Graph
 
 BITS = 24  # of a float32's fraction
@@ -76,9 +76,9 @@ class _Forest(TreeKind):
                 # What rounding takes or gives is settled with the likeliest class, so that a leaf still says 1 in all.
                 whole[np.arange(len(whole)), whole.argmax(axis=1)] += 1.0 - whole.sum(axis=1)
             says.append((whole if self._targets > 1 else whole[:, -1]).astype(np.float32))
-            parts.append(take(tree))
+            parts.append(Forest.of(tree))
         self.says = np.concatenate(says)
-        self.forest = Forest.of(parts, x.shape[1])
+        self.forest = Forest.joined(parts)
 
     @property
     def nbytes(self) -> int:
