@@ -24,7 +24,7 @@ ifneq ($(filter command% environment%,$(origin PYTHON)),)
 ASKED := $(PYTHON)
 endif
 
-.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators bench-automl portfolio family compile golden images test-containers requirements docs clean lock
+.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators bench-automl bench-serving portfolio family compile golden images test-containers requirements docs clean lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-orchestrators: setup  ## Time six no-op steps by our runner and by kfp, DV
 
 bench-automl: setup  ## Ours, FLAML, AutoGluon and LightGBM on public tables, BUDGET=60 s each; hours; goes on where it was stopped
 	@$(BIN)/python -m benchmarks.automl.compare --budget $(BUDGET) --write docs/benchmarks.md
+
+bench-serving: setup  ## One model behind our service, FastAPI, MLflow and MLServer, asked by wrk by turns (benchmarks/serving)
+	@$(BIN)/python -m benchmarks.serving.compare --rounds $(if $(filter file,$(origin ROUNDS)),3,$(ROUNDS))
 
 portfolio: setup  ## Learn anew which configurations a search tries first (benchmarks/automl); hours; goes on where it was stopped
 	@$(BIN)/python -m benchmarks.automl.portfolio

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from esteira import crash
 from esteira.errors import ConfigError, Refused, SourceError
 from esteira.family import Answerer, load_family
+from esteira.onnx.session import Started, start
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,7 @@ def open_bundle(
 
     Args:
         folder: a sealed bundle.
-        device: `auto` takes a GPU when ONNX Runtime has one and the CPU otherwise.
+        device: `auto` takes a GPU where it has a kernel for all of the graph, and the CPU otherwise.
         bundle_id: as for `verify`.
 
     Raises:
@@ -152,14 +153,15 @@ class Bundle:
         self.manifest: Mapping[str, Any] = MappingProxyType(dict(manifest))
         self.bundle_id = bundle_id
         self._contents = contents
-        self._sessions: dict[str, tuple[Any, str, list[str]]] = {}
+        self._sessions: dict[str, Started] = {}
         self.device = "cpu"
         for stage in manifest["stages"]:
             if stage.endswith(".onnx"):
-                session = _session(contents[stage], folder, stage, device)
-                outputs = [output.name for output in session.get_outputs()]
-                self._sessions[stage] = (session, session.get_inputs()[0].name, outputs)
-                if session.get_providers()[0] == "CUDAExecutionProvider":
+                import onnxruntime
+
+                started = start(onnxruntime, contents[stage], folder=folder, stage=stage, device=device)
+                self._sessions[stage] = started
+                if started.device == "cuda":
                     self.device = "cuda"
 
     def read(self, name: str) -> bytes:
@@ -176,40 +178,8 @@ class Bundle:
         Raises:
             KeyError: the manifest has no such ONNX stage.
         """
-        session, entry, outputs = self._sessions[stage]
-        return dict(zip(outputs, session.run(outputs, {entry: x}), strict=True))
-
-
-def _session(content: bytes, folder: Path, stage: str, device: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One row is too little work to share, and a service scales by workers. More threads would also add float32 trees up
-    # in another order: 7e-3 off in a diamond's price, where one thread is equal to the last bit.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A graph may point to weights in other files; those would escape the manifest, so they are looked for nowhere.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
-    available = onnxruntime.get_available_providers()
-    wanted = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in available:
-        wanted.insert(0, "CUDAExecutionProvider")
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=wanted)
-    except Exception as error:  # ONNX Runtime's own exceptions share no public root
-        raise ConfigError(
-            f"a stage must load in ONNX Runtime {onnxruntime.__version__}, but {str(error)[:300]}",
-            code="bundle_graph", where=f"{folder}, {stage}", cure="export the model again with this version's esteira.onnx",
-        ) from error  # fmt: skip
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise ConfigError(
-            "device cuda needs an NVIDIA GPU that ONNX Runtime can use, but there is none here",
-            code="no_gpu",
-            where="ESTEIRA_DEVICE",
-            cure="set ESTEIRA_DEVICE=cpu or auto, or install onnxruntime-gpu on a machine with a GPU",
-        )
-    return session
+        started = self._sessions[stage]
+        return dict(zip(started.outputs, started.run(started.outputs, {started.entry: x}, None), strict=True))
 
 
 def _verified(folder: Path, wanted: str | None, *, keep: bool) -> tuple[dict[str, Any], str, dict[str, bytes]]:

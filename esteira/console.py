@@ -4,8 +4,11 @@ Knows no command; `esteira` and the door of each step are conducted by the same 
 """
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,6 +22,34 @@ def emit(document: Any) -> None:
 def say(text: str) -> None:
     """Tell a person something, on standard error."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def interruptible(
+    note: str = "", *, numbers: Sequence[signal.Signals] = (signal.SIGINT,)
+) -> Iterator[Callable[[], bool]]:
+    """Whether somebody asked to stop: the first of these signals asks, the second ends the process at once.
+
+    Args:
+        note: said when it is asked for.
+    """
+    asked = threading.Event()
+
+    def ask(_signal: int, _frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        if note:
+            say(note)
+
+    # Only the main thread may; a program that calls a command in another keeps its own handlers.
+    main = threading.current_thread() is threading.main_thread()
+    former = {number: signal.signal(number, ask) for number in numbers} if main else {}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def fail(error: dict[str, Any], *, as_json: bool) -> None:

@@ -178,10 +178,15 @@ class Fitted(Answerer, Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """A kind of model. One folder below `families/`, one object named FAMILY in its `__init__`."""
+    """A kind of model. One folder below `families/`, one object named FAMILY in its `__init__`.
+
+    Attributes:
+        deterministic: a row that comes again gets the same answer, so that a service may keep it; False for what samples.
+    """
 
     name: str
     artefact_kind: ArtefactKind
+    deterministic: bool
     params: "type[BaseModel]"
 
     def sample(self) -> Sample:

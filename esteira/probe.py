@@ -88,6 +88,7 @@ class Server:
                 **os.environ,
                 "ESTEIRA_HOME": str(home / "home"),
                 "ESTEIRA_API_KEY": self._key,
+                "ESTEIRA_DRAIN_SECONDS": "0",  # nobody else asks this server
                 "OMP_WAIT_POLICY": "passive",
                 "PYTHONUNBUFFERED": "1",
             }

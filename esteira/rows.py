@@ -1,4 +1,4 @@
-"""Reads a file of rows as dictionaries, for answering: CSV, gzip CSV, JSON lines, Parquet. Trains nothing, drops nothing.
+"""Reads a file of rows as dictionaries and has them answered: CSV, gzip CSV, JSON lines, Parquet. Trains nothing, drops nothing.
 
 Needs nothing beyond the core (Parquet needs pyarrow), so that `predict` works where only the serving lock is installed.
 """
@@ -7,12 +7,14 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from esteira.errors import DataError, SourceError
+from esteira.family import Answer, Answerer
 
+BLOCK = 4096  # rows that are answered at once
 _TRUE, _FALSE = frozenset({"true", "t", "1", "1.0"}), frozenset({"false", "f", "0", "0.0"})
 
 
@@ -167,3 +169,28 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
             f"not a Parquet file: {error}", code="bad_parquet", where=str(path), cure="check the file"
         ) from error
     return rows
+
+
+def answered(model: Answerer, rows: Sequence[Mapping[str, Any]], *, where: str) -> list[Answer]:
+    """One answer a row, in order.
+
+    Args:
+        where: the file that the rows are of, for errors.
+
+    Raises:
+        DataError: a row breaks the contract; the first such cell is named.
+    """
+    answers: list[Answer] = []
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        errors = [finding for finding in model.check(block) if finding.severity == "error"]
+        if errors:
+            first = errors[0]
+            raise DataError(
+                f"{first.message} ({len(errors)} such cells in rows {start + 1} to {start + len(block)})",
+                code=f"row_{first.rule}",
+                where=f"{where}, row {start + (first.row or 0) + 1}, column {first.column!r}",
+                cure="mend the rows; nothing was written",
+            )
+        answers += model.answer(block)
+    return answers

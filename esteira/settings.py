@@ -50,6 +50,18 @@ def _gpus(value: str) -> str:
     return value
 
 
+def _log_target(value: str) -> str:
+    # Workers run in another folder, so a file is found by its whole path.
+    return value if value == "stdout" else str(Path(value).absolute())
+
+
+def _roots(value: tuple[str, ...]) -> tuple[str, ...]:
+    for root in value:
+        if not (root.startswith("/") or re.fullmatch(r"s3://[^/]+(/.*)?", root)):
+            raise ValueError("must be absolute folders or s3://bucket/prefix/, separated by commas")
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -128,6 +140,12 @@ class Settings(BaseModel):
     # How answers leave
     lines: Words = _var("ESTEIRA_LINES", default=(), says="model lines to serve, separated by commas")
     bundle: Path | None = _var("ESTEIRA_BUNDLE", says="one bundle folder to serve instead of lines")
+    batch_roots: Annotated[Words, AfterValidator(_roots)] = _var(
+        "ESTEIRA_BATCH_ROOTS",
+        default=(),
+        says="folders and s3://bucket/prefix/ that batch jobs of a service may read and write, separated by commas; "
+        "without one there are no jobs",
+    )
     device: Literal["auto", "cpu", "cuda"] = _var(
         "ESTEIRA_DEVICE", default="auto", says="auto, cpu or cuda; cuda without a GPU fails at start, auto does not"
     )
@@ -144,8 +162,55 @@ class Settings(BaseModel):
     workers: Annotated[int, Field(ge=1, le=256)] = _var(
         "ESTEIRA_WORKERS", "ML_WORKERS", default=1, says="serving processes; each loads the models"
     )
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = _var(
+        "ESTEIRA_DRAIN_SECONDS",
+        default=5.0,
+        says="seconds a service that was told to end still takes requests, so that load balancers hear of it",
+    )
+    health_seconds: Annotated[float, Field(ge=0.05, le=60)] = _var(
+        "ESTEIRA_HEALTH_SECONDS", default=1.0, says="seconds between two looks at the database and Redis"
+    )
+    follow_seconds: Annotated[float, Field(ge=0.05, le=3600)] = _var(
+        "ESTEIRA_FOLLOW_SECONDS", default=1.0, says="seconds between two looks at the alias that a served line follows"
+    )
+    ready_needs: (
+        Annotated[tuple[Literal["lines", "database", "redis", "registry", "none"], ...], BeforeValidator(_words)] | None
+    ) = _var(
+        "ESTEIRA_READY_NEEDS",
+        says="what must be there for a service to be ready: lines, database, redis, registry, or none of them; "
+        "default: lines, and the database server that records of predictions go to",
+    )
     max_rows: Annotated[int, Field(ge=1)] = _var("ESTEIRA_MAX_ROWS", default=1000, says="most rows in one request")
     max_body: Size = _var("ESTEIRA_MAX_BODY", default=10_000_000, says="largest request body")
+    max_connections: Annotated[int, Field(ge=1)] = _var(
+        "ESTEIRA_MAX_CONNECTIONS", default=1000, says="most open connections of one serving process; more get 503"
+    )
+    max_concurrency: Annotated[int, Field(ge=1, le=100_000)] = _var(
+        "ESTEIRA_MAX_CONCURRENCY", default=100, says="most requests of one serving process that are answered at once"
+    )
+    max_queue: Annotated[int, Field(ge=0, le=100_000)] = _var(
+        "ESTEIRA_MAX_QUEUE", default=100, says="most requests that wait for those; more get 429"
+    )
+    request_seconds: Annotated[float, Field(gt=0, le=3600)] = _var(
+        "ESTEIRA_REQUEST_SECONDS", default=10.0, says="seconds that an answer may take, the wait for its turn included"
+    )
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = _var(
+        "ESTEIRA_BATCH_ROWS",
+        default=64,
+        says="most rows of several requests that one call of the model answers; 1 answers each request alone",
+    )
+    batch_ms: Annotated[float, Field(ge=0, le=10)] = _var(
+        "ESTEIRA_BATCH_MS", default=0.0, says="milliseconds that a request waits for others, once some come together"
+    )
+    answer_cache: Annotated[int, BeforeValidator(_size), Field(ge=0)] = _var(
+        "ESTEIRA_ANSWER_CACHE",
+        default=0,
+        says="bytes of answers kept for rows that come again, such as 64MB; 0 keeps none",
+    )
+    access_log: Annotated[str, AfterValidator(_log_target)] | None = _var(
+        "ESTEIRA_ACCESS_LOG", says="a line of JSON for every request, to stdout or to a file; default: none"
+    )
+    sentry_dsn: SecretStr | None = _var("SENTRY_DSN", says="project of Sentry that hears of unexpected faults")
 
     # Kubeflow Pipelines
     image_prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*$")] = _var(

@@ -6,7 +6,7 @@ The same line, parameters and resources give the same bytes on every machine. It
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,6 @@ def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefi
     Raises:
         ConfigError: workers of the search are wanted that would not know where to meet.
     """
-    from kfp.compiler import Compiler
-    from kfp.compiler.compiler_utils import KubernetesManifestOptions
-
     from pipelines.dag import build
 
     line = Line.parse(plan.line)
@@ -90,35 +87,68 @@ def write(plan: Plan, folder: Path, *, resources: Resources | None = None, prefi
     pipeline = build(resources, prefix, workers)
     name = pipeline_name(line)
     known = {"source": plan.source, "target": plan.target}
+    parameters = {
+        "line": plan.line,
+        "seed": plan.seed,
+        "champion": CHAMPION,
+        **{key: value for key, value in known.items() if value},
+        **plan.sections,
+    }
+    return _write(plan.line, pipeline, name, f"Esteira: {plan.line}", parameters, folder / line.registered_name)
+
+
+def write_batch(line: str, folder: Path, *, resources: Resources | None = None, prefix: str = "localhost") -> Compiled:
+    """Compile the pipeline that answers rows in bulk with a line's champion; source and destination are given to each run.
+
+    Args:
+        line: `FAMILY` or `FAMILY@NAME`.
+        folder: gets `<registered name>.batch.yaml` and `<registered name>.batch.k8s.yaml`; created.
+        resources: what the step asks of the cluster; None reads the family's resources.yaml.
+        prefix: registry and folder of the images.
+
+    Raises:
+        ConfigError: the family has no resources.yaml, or it breaks a rule.
+    """
+    from pipelines.dag import build_batch
+
+    parsed = Line.parse(line)
+    pipeline = build_batch(resources or read_resources(parsed.family), prefix)
+    name = f"{pipeline_name(parsed)[:110]}-batch"
+    parameters = {"line": line, "champion": CHAMPION}
+    return _write(
+        line, pipeline, name, f"Esteira batch: {line}", parameters, folder / f"{parsed.registered_name}.batch"
+    )
+
+
+def _write(line: str, pipeline: Any, name: str, title: str, parameters: Mapping[str, Any], stem: Path) -> Compiled:
+    """The two files of a pipeline, whose names begin with `stem`."""
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
     told: dict[str, Any] = {
         "pipeline_name": name,
-        "pipeline_display_name": f"Esteira: {plan.line}",
-        "pipeline_parameters": {
-            "line": plan.line,
-            "seed": plan.seed,
-            "champion": CHAMPION,
-            **{key: value for key, value in known.items() if value},
-            **plan.sections,
-        },
+        "pipeline_display_name": title,
+        "pipeline_parameters": dict(parameters),
         "type_check": True,
     }
+    folder = stem.parent
     folder.mkdir(parents=True, exist_ok=True)
-    ir = _whole(folder / f"{line.registered_name}.yaml", lambda path: Compiler().compile(pipeline, path, **told))
+    ir = _whole(folder / f"{stem.name}.yaml", lambda path: Compiler().compile(pipeline, path, **told))
     version = f"{name}-{hashlib.sha256(ir.read_bytes()).hexdigest()[:12]}"
     manifest = KubernetesManifestOptions(
         pipeline_name=name,
-        pipeline_display_name=f"Esteira: {plan.line}",
+        pipeline_display_name=title,
         pipeline_version_name=version,
         pipeline_version_display_name=version,
         include_pipeline_manifest=True,
     )
     native = _whole(
-        folder / f"{line.registered_name}.k8s.yaml",
+        folder / f"{stem.name}.k8s.yaml",
         lambda path: Compiler().compile(
             pipeline, path, **told, kubernetes_manifest_format=True, kubernetes_manifest_options=manifest
         ),
     )
-    return Compiled(plan.line, name, version, ir, native)
+    return Compiled(line, name, version, ir, native)
 
 
 def _whole(final: Path, compile_to: Callable[[str], None]) -> Path:

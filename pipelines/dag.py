@@ -10,7 +10,7 @@ from kfp.dsl import Dataset, Input
 
 from pipelines import ops
 from pipelines.resources import ACTOR, GPU, POOL_LABEL, Resources, image_name
-from pipelines.shape import SEARCH, STEPS
+from pipelines.shape import BATCH, SEARCH, STEPS
 
 # Where a step writes besides its outputs, for which KFP mounts folders of its own: name of the volume -> folder in the image.
 WRITABLE = {"tmp": "/tmp", "state": "/var/lib/esteira"}
@@ -73,6 +73,40 @@ def build(resources: Resources | None = None, prefix: str = "localhost", workers
     if resources is not None:
         del release.pipeline_spec.root.input_definitions.parameters["run_id"]
     return release
+
+
+def build_batch(resources: Resources, prefix: str = "localhost") -> Any:
+    """The pipeline of one step that answers rows in bulk, as a kfp pipeline function.
+
+    Args:
+        resources: what the step asks of a cluster.
+        prefix: registry and folder of the images.
+    """
+
+    @dsl.pipeline(name="esteira-batch", display_name="Esteira batch")
+    def answers(
+        line: str,
+        source: str,
+        destination: str,
+        champion: str = "@champion",
+        batch: dict = {},  # noqa: B006 - kfp reads the default and never changes it
+    ) -> None:
+        """Every row of a source answered by a line's champion, in parts with checkpoints.
+
+        Args:
+            line: Model line, FAMILY or FAMILY@NAME.
+            source: Where the rows are: s3://bucket/key, s3://bucket/folder/, or a path that the pod mounts.
+            destination: Where the parts go: s3://bucket/prefix, or a path that the pod mounts. The same one again goes on.
+            champion: What answers: @champion resolves in the registry.
+            batch: Parameters of step batch, such as {"keep": ["customer_id"], "rows_per_part": 20000}.
+        """
+        given = {"line": line, "source": source, "destination": destination, "champion": champion}
+        task = ops.batch(params=batch, **{name: given[name] for name in BATCH.takes})
+        task.set_display_name(BATCH.title)
+        task.set_caching_options(False)
+        _ask(task, BATCH.name, resources, prefix)
+
+    return answers
 
 
 def _chain(arguments: dict[str, Any], resources: Resources | None, prefix: str, workers: Any) -> None:

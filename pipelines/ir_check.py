@@ -14,7 +14,7 @@ import yaml
 
 from esteira.settings import redact
 from pipelines.resources import GPU, STUDY_URL, image_name
-from pipelines.shape import NAMES, SEARCH, STEPS
+from pipelines.shape import BATCH, NAMES, SEARCH, STEPS
 
 # As safe as SafeLoader and ten times as fast, where PyYAML was built with it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -108,6 +108,8 @@ def _schema(spec: Mapping[str, Any], platform: Mapping[str, Any]) -> Iterator[Fi
 
 def _steps(spec: Mapping[str, Any]) -> Iterator[Finding]:
     tasks = spec["root"].get("dag", {}).get("tasks", {})
+    if set(tasks) == {BATCH.name}:  # a pipeline of its own
+        return
     together = {SEARCH.name} & set(tasks)
     for name in [name for name in NAMES if name not in tasks] + [
         name for name in tasks if name not in {*NAMES, *together}

@@ -158,3 +158,18 @@ def deploy(line: str, params: dict, registered: Input[Artifact], evaluated: Inpu
         out=Path(out.path), params=step.Params.model_validate(params),
     )  # fmt: skip
     describe(out, report)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def batch(line: str, source: str, champion: str, destination: str, params: dict, out: Output[Dataset]):
+    """Answer many rows in parts; a try that follows another goes on where that one ended."""
+    from pathlib import Path
+
+    from components import batch as step
+    from pipelines.artefacts import describe
+
+    report = step.run(
+        source=source, line=line, champion=champion, destination=destination, out=Path(out.path),
+        params=step.Params.model_validate(params),
+    )  # fmt: skip
+    describe(out, report)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esteira import __version__, strict_yaml
 from esteira.errors import ConfigError
-from pipelines.shape import NAMES, SEARCH
+from pipelines.shape import BATCH, NAMES, SEARCH
 
 # Targets of the Dockerfile that a step can run in.
 Target = Literal["pipeline", "pipeline-torch"]
@@ -83,7 +83,7 @@ class ServingResources(_Asked):
 
 
 def _known_steps(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = (*NAMES, SEARCH.name)
+    known = (*NAMES, SEARCH.name, BATCH.name)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"a step is one of {', '.join(known)}, not {unknown[0]!r}")
@@ -166,7 +166,7 @@ class Resources(_Frozen):
     @model_validator(mode="after")
     def _each_once(self) -> "Resources":
         """Kubernetes takes the last of two variables and refuses the pod of two mounts, both long after compiling."""
-        for step in (*NAMES, SEARCH.name):
+        for step in (*NAMES, SEARCH.name, BATCH.name):
             variables = [name for secret in self.secrets if step in secret.steps for name in secret.keys.values()]
             paths = [volume.path for volume in self.volumes if step in volume.steps]
             for what, names in (("variable", variables), ("path", paths)):
@@ -177,7 +177,7 @@ class Resources(_Frozen):
         return self
 
     def asked(self, step: str) -> StepResources:
-        """What a step asks for; a worker of the search what train asks for, where nothing else is said of it."""
+        """What a step asks for; a worker of the search, and a batch, what train asks for where nothing else is said of it."""
         return self.steps[step] if step in self.steps else self.steps["train"]
 
     def target(self, step: str) -> Target:

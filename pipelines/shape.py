@@ -93,3 +93,8 @@ SEARCH = Step(
 )
 """What runs side by side before train on a cluster, once train.workers is above 1: no step of its own. It receives train's
 section, asks for what train asks for, and leaves nothing but what it told the study that train ends."""
+
+BATCH = Step(
+    "batch", "Answer many rows in parts, with checkpoints", takes=("line", "source", "champion", "destination")
+)
+"""A pipeline of its own, with this one step: no step of the DAG."""

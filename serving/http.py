@@ -5,98 +5,43 @@ itself what they would: limits, the key, metrics, one shape of errors. It loads 
 """
 
 import asyncio
-import hmac
 import logging
-import os
+import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NoReturn
-from urllib.parse import parse_qs
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from esteira.errors import EsteiraError
-from esteira.family import Finding
-from serving.body import BadBody, parse
-from serving.metrics import Metrics
+from serving import batching, routes
+from serving.accounts import Accounts
+from serving.answering import Answering, Pace
+from serving.asgi import Asgi, Message, Receive, Scope, Send
+from serving.body import Bodies, GoneError, Limits
+from serving.cache import AnswerCache
+from serving.deployed import Deployed
+from serving.faults import worded
+from serving.gate import Gate
+from serving.inner import HalfSentError, ask_bento
+from serving.keys import Keys
+from serving.metrics import PERIOD, Metrics
+from serving.observe import Observer
 from serving.openapi import describe_api
-from serving.predictor import Deployed, Predictor
+from serving.predictor import Predictor
+from serving.problems import JSON, Headers, Problem, encode, send_json, send_problem
 from serving.records import Recorder
+from serving.routes import Route
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from serving.faults import Faults
+    from serving.health import Health
+    from serving.jobs import Jobs
 
 _log = logging.getLogger("serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_JSON = (b"content-type", b"application/json")
-# Besides JSON's own name: what `curl -d` says when it is told nothing. The body must be JSON all the same.
-_TAKEN_AS_JSON = frozenset({b"application/json", b"application/x-www-form-urlencoded"})
-_INLINE_ROWS = 8
-_DETAILS = 20
-_DRAINED = 5  # times the limit
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may take.
-
-    Attributes:
-        rows: rows in one request.
-        body: bytes of one body.
-        bodies: bytes of all bodies that are being read or answered.
-        seconds: for a body to arrive.
-    """
-
-    rows: int = 1000
-    body: int = 10_000_000
-    bodies: int = 100_000_000
-    seconds: float = 30.0
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Who may call: `caller` predicts and reads; `operator` may also ask for a version that is not deployed."""
-
-    caller: bytes = field(repr=False)
-    operator: bytes | None = field(default=None, repr=False)
-
-    def role(self, authorization: bytes | None) -> str | None:
-        """`caller`, `operator` or None; takes the same time for every wrong key of a length."""
-        kind, _, given = (authorization or b"").partition(b" ")
-        if kind.lower() != b"bearer" or not given:
-            return None
-        given = given.strip()
-        caller = hmac.compare_digest(given, self.caller)
-        operator = self.operator is not None and hmac.compare_digest(given, self.operator)
-        return "operator" if operator else "caller" if caller else None
-
-
-class Problem(Exception):
-    """An answer that is an error: one shape, no driver's words, no stack."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        field: str | None = None,
-        row: int | None = None,
-        details: Sequence[Mapping[str, Any]] = (),
-        headers: Sequence[tuple[bytes, bytes]] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
-        self.error: dict[str, Any] = {"code": code, "message": message, "field": field, "row": row}
-        if details:
-            self.error["details"] = list(details)
+_LATER: Headers = ((b"retry-after", b"5"),)
+_CLOSE: Headers = ((b"connection", b"close"),)
 
 
 class Api:
@@ -108,7 +53,17 @@ class Api:
         inner: Bento's own application; gets the life span, and every other route once the key is right.
         metrics: counters.
         recorder: where records of predictions go; None keeps none.
+        limits: of one request.
+        gate, pace, cache: how many are answered at once, how, and what is kept of it.
+        health: what this service needs; asked by /readyz and /health.
+        jobs: answers the routes of batch predictions.
+        observers: told of every request that was answered.
+        faults: told of exceptions that nobody expected.
         start, stop: called in a thread when the life span starts and ends; a `start` that raises ends the service.
+        started: called in the loop once requests are taken.
+
+    Attributes:
+        in_flight: HTTP requests that are being answered, of every kind.
     """
 
     def __init__(
@@ -120,24 +75,62 @@ class Api:
         metrics: Metrics,
         recorder: Recorder | None = None,
         limits: Limits | None = None,
+        gate: Gate | None = None,
+        pace: Pace | None = None,
+        cache: AnswerCache | None = None,
+        health: "Health | None" = None,
+        jobs: "Jobs | None" = None,
+        observers: Sequence[Observer] = (),
+        faults: "Faults | None" = None,
         start: Callable[[], None] = lambda: None,
         started: Callable[[], None] = lambda: None,
         stop: Callable[[], None] = lambda: None,
     ) -> None:
+        self.limits = limits or Limits()
+        self.in_flight = 0
         self._deployed = deployed
         self._keys = keys
         self._inner = inner
         self._metrics = metrics
         self._recorder = recorder
-        self.limits = limits or Limits()
+        self._bodies = Bodies(self.limits)
+        gate = gate or Gate(100, 100, 10.0)
+        self._answering = Answering(gate, metrics, self.limits.rows, pace=pace, cache=cache)
+        self._accounts = Accounts(metrics, recorder, observers, faults)
+        self._health, self._jobs = health, jobs
         self._start, self._started, self._stop = start, started, stop
-        self._alive = False
-        self.bodies = 0
+        self._routes = routes.table(deployed.lines)
+        self._alive = self._draining = False
+        # Of this process and seeded by the system; a system call for each request id would cost three times as much.
+        self._some = random.Random().getrandbits
+        self._closing: Headers = ()
+        self._pages = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
+        metrics.ask(self._numbers)
+
+    @property
+    def bodies(self) -> int:
+        """Bytes of the bodies that are being read or answered."""
+        return self._bodies.bytes
+
+    @property
+    def ready(self) -> bool:
+        """Whether /readyz says 200."""
+        health = self._health
+        return self._alive and not self._draining and self._deployed.ready and (health is None or health.ready)
+
+    def drain(self) -> None:
+        """Be no longer ready, and end each connection with its next answer. Safe from any thread."""
+        self._draining = True
+        self._closing = _CLOSE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            await self._http(scope, receive, send)
+            self.in_flight += 1
+            try:
+                await self._http(scope, receive, send)
+            finally:
+                self.in_flight -= 1
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         elif kind == "websocket":
@@ -145,370 +138,211 @@ class Api:
         else:
             raise RuntimeError(f"an ASGI scope is http, lifespan or websocket, but got {kind!r}")
 
+    # Life
+
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
         try:
             await asyncio.to_thread(self._start)
         except Exception as error:  # noqa: BLE001 - uvicorn would serve on without a life span; it must not
             await receive()
-            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            await send({"type": "lifespan.startup.failed", "message": worded(error)})
             return
+        timer = loop.call_later(PERIOD, lambda: None)
+        stopped = False
+
+        def count() -> None:
+            nonlocal timer
+            self._metrics.flush()
+            timer = loop.call_later(PERIOD, count)
+
+        async def end() -> None:
+            nonlocal stopped
+            if stopped:
+                return
+            stopped = True
+            self._alive = False
+            timer.cancel()
+            await asyncio.to_thread(self._stop)
+            self._metrics.flush()
+            self._pages.shutdown(wait=False)
+            self._answering.close()
 
         async def watched(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete":
-                self._alive = True
-                await send(message)
-                self._started()
-                return
+            kind = message["type"]
+            if kind.startswith("lifespan.shutdown."):
+                await end()  # before the word is passed on: once the server has it, it waits for nobody
             await send(message)
+            if kind == "lifespan.startup.complete":
+                self._alive = True
+                count()
+                self._started()
 
         try:
             await self._inner(scope, receive, watched)
         finally:
-            self._alive = False
-            await asyncio.to_thread(self._stop)
+            await end()
+
+    def _numbers(self) -> Mapping[str, float]:
+        """What the metrics page tells besides requests."""
+        gate, cache, recorder = self._answering.gate, self._answering.cache, self._recorder
+        calls, rows, requests = batching.totals()
+        numbers: dict[str, float] = {
+            "in_flight": self.in_flight, "slots": gate.inside, "waiting": gate.waiting,
+            "batch_calls": calls, "batch_rows": rows, "batch_requests": requests,
+        }  # fmt: skip
+        if cache is not None:
+            numbers |= {
+                "cache_hits": cache.hits, "cache_misses": cache.misses, "cache_bytes": cache.bytes,
+                "cache_entries": cache.entries,
+            }  # fmt: skip
+        if recorder is not None:
+            numbers |= {
+                "records_written": recorder.written, "records_waiting": recorder.waiting,
+                "records_dropped": recorder.dropped,
+            }  # fmt: skip
+        return numbers
+
+    # One request
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        if path in ("/livez", "/readyz"):
-            await self._health(path, scope["method"], send)
-            return
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
         begun = time.perf_counter()
-        status = 500
-        route, line, rows = "", "", 0
+        path: str = scope["path"]
+        route = self._routes.get(path) or self._other(path)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else b"%032x" % self._some(128)
+        status, rows, size = 499, 0, 0  # until it is answered
+        predictor: Predictor | None = None
         try:
+            if route.name in ("livez", "readyz"):
+                status = await self._probe(route.name, scope["method"], send)
+                return
             role = self._keys.role(headers.get(b"authorization"))
             if role is None:
+                route = Route(route.name)  # whoever has no key moves no counter of a line, and leaves no record
                 raise Problem(
-                    401,
-                    "unauthorized",
-                    "send the key as 'Authorization: Bearer KEY'",
+                    401, "unauthorized", "send the key as 'Authorization: Bearer KEY'",
                     headers=[(b"www-authenticate", b"Bearer")],
-                )
-            route, line = self._route(path)
-            if route == "predict":
-                _method(scope, "POST")
-                predictor = await self._predictor(line, scope, role)
-                answer, rows = await self._predict(predictor, headers, receive, request_id)
-                status = 200
-                await _send(send, 200, answer, request_id)
-            elif route == "inner":
-                await self._inner(scope, receive, send)
-                return
+                )  # fmt: skip
+            if len(headers) != len(scope["headers"]):
+                routes.refuse_twice(scope["headers"])
+            if route.name == "predict":
+                if scope["method"] != "POST":
+                    routes.must_be(scope, "POST")
+                query = scope.get("query_string", b"")
+                predictor = None if query else self._deployed.loaded(route.line)
+                if predictor is None:
+                    predictor = await self._predictor(route.line, query, role)
+                routes.must_be_json(headers)
+                body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
+                try:
+                    answer, rows = await self._answering.answer(predictor, body, request_id, receive)
+                finally:
+                    self._bodies.bytes -= len(body)
+                status, size = 200, len(answer)
+                await send_json(send, 200, answer, request_id, JSON, self._closing)
+            elif route.name == "bento":
+                status, size = await ask_bento(self._inner, scope, receive, send, request_id, self._closing)
             else:
-                _method(scope, "GET")
-                content_type, body = await self._read(route, line, scope, role)
-                status = 200
-                await _send(send, 200, body, request_id, content_type)
+                status, content_type, answer = await self._page(route, scope, headers, receive, role)
+                size = len(answer)
+                await send_json(send, status, answer, request_id, content_type, self._closing)
         except Problem as problem:
             status = problem.status
-            await _send_problem(send, problem, request_id)
-        except _GoneError:
-            status = 499
-        except Exception:  # noqa: BLE001 - the caller gets an answer of our shape, the log gets the cause
-            _log.exception("request %s failed", request_id.decode())
-            await _send_problem(
-                send, Problem(500, "internal", "this is our fault; the request id finds it in the log"), request_id
-            )
+            size = await send_problem(send, problem, request_id, self._closing)
+        except GoneError:
+            pass
+        except Exception as error:
+            if size or status == 200 or isinstance(error, HalfSentError):  # it was answered, or half of it
+                raise
+            told = self._accounts.unexpected(error, route.line, predictor, request_id)
+            status = told.status
+            size = await send_problem(send, told, request_id, self._closing)
         finally:
-            if line:
-                self._count(route == "predict", line, status, rows, time.perf_counter() - begun, request_id)
+            seconds = time.perf_counter() - begun
+            self._accounts.settle(
+                route, predictor, self._deployed.now, status, rows, seconds, size, scope["method"], request_id, headers
+            )
 
-    def _count(self, predicted: bool, line: str, status: int, rows: int, seconds: float, request_id: bytes) -> None:
-        self._metrics.answered(line, status, rows, seconds, predicted=predicted)
-        if self._recorder is None or not predicted:
-            return
-        deployment = self._deployed.now.get(line)
-        self._recorder.put(
-            {
-                "request_id": request_id.decode(),
-                "line": line,
-                "version": deployment.version if deployment else None,
-                "bundle_id": deployment.bundle_id if deployment else None,
-                "rows": rows,
-                "elapsed_ms": round(seconds * 1000, 3),
-                "status": status,
-                "at": datetime.now(UTC),
-            }
-        )
+    def _other(self, path: str) -> Route:
+        """The route of a path that is in no table."""
+        if self._jobs is not None and self._jobs.takes(path):
+            return routes.BATCH_PREDICT if path.endswith("/batch-predict") else routes.BATCH_PREDICTIONS
+        return routes.NONE if path.startswith("/v1/") else routes.BENTO
 
-    async def _health(self, path: str, method: str, send: Send) -> None:
-        good = path == "/livez" or (self._alive and self._deployed.ready)
-        status = 405 if method not in ("GET", "HEAD") else 200 if good else 503
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    async def _probe(self, name: str, method: str, send: Send) -> int:
+        """/livez and /readyz: open to everybody, and without a word."""
+        headers = [(b"content-length", b"0"), *self._closing]
+        if method in ("GET", "HEAD"):
+            status = 200 if name == "livez" or self.ready else 503
+        else:
+            status = 405
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+        return status
 
-    def _route(self, path: str) -> tuple[str, str]:
-        """(`predict`, line), (`model`, line), (name, ``) of a page of ours, or (`inner`, ``)."""
-        if path == "/v1/predict":
-            if len(self._deployed.lines) != 1:
-                raise Problem(
-                    404,
-                    "which_line",
-                    f"this service has several lines: POST /v1/LINE/predict, LINE one of {self._names()}",
-                )
-            return "predict", self._deployed.lines[0]
-        if path.startswith("/v1/"):
-            line, _, verb = path[4:].partition("/")
-            if verb not in ("predict", "model"):
-                raise Problem(404, "no_route", "there is POST /v1/LINE/predict and GET /v1/LINE/model")
-            if line not in self._deployed.lines:
-                raise Problem(404, "unknown_line", f"this service has the lines {self._names()}", field="line")
-            return verb, line
-        if path in ("/metrics", "/openapi.json"):
-            return path[1:], ""
-        return "inner", ""
-
-    def _names(self) -> str:
-        lines = self._deployed.lines
-        return ", ".join(lines[:10]) + (" ..." if len(lines) > 10 else "")
-
-    async def _predictor(self, line: str, scope: Scope, role: str) -> Predictor:
-        query = scope.get("query_string", b"")
-        number = _version(query) if query else None
+    async def _predictor(self, line: str, query: bytes, role: str) -> Predictor:
+        number = routes.version_of(query) if query else None
         if number is None:
             predictor = self._deployed.loaded(line)
             if predictor is not None:
                 return predictor
         elif role != "operator" and not self._deployed.serves(line, number):
             raise Problem(
-                403,
-                "not_deployed",
-                f"version {number} is not deployed; only an operator may ask for it",
-                field="version",
-            )
+                403, "not_deployed", f"version {number} is not deployed; only an operator may ask for it", field="version"
+            )  # fmt: skip
         try:
             predictor = await asyncio.to_thread(self._deployed.predictor, line, number)
         except EsteiraError as error:
-            _log.warning("line %s cannot answer: %s", line, error)
+            _log.warning("line %s cannot answer: %s", line, worded(error))
             raise Problem(503, error.code, f"line {line} has no model that can be loaded now") from error
         if predictor is None and number is not None:
             raise Problem(404, "unknown_version", f"line {line} has no version {number}", field="version")
         if predictor is None:
-            raise Problem(503, "no_model", f"line {line} has no released model", headers=[(b"retry-after", b"5")])
+            state = self._deployed.states().get(line, {})
+            if state.get("state") == "failed":
+                raise Problem(
+                    503, str(state["why"]), f"line {line} has a release that cannot be loaded now", headers=_LATER
+                )
+            raise Problem(503, "no_model", f"line {line} has no released model", headers=_LATER)
         return predictor
 
-    async def _read(self, route: str, line: str, scope: Scope, role: str) -> tuple[bytes, bytes]:
-        if route == "model":
-            predictor = await self._predictor(line, scope, role)
-            return b"application/json", _encode(predictor.describe())
-        if route == "openapi.json":
-            predictors = {name: self._deployed.loaded(name) for name in self._deployed.lines}
-            schemas = {name: (found.manifest.get("schema") if found else None) for name, found in predictors.items()}
-            return b"application/json", _encode(describe_api(schemas, self.limits.rows))
-        return await asyncio.to_thread(self._metrics.page, self._recorder)
-
-    async def _predict(
-        self, predictor: Predictor, headers: Mapping[bytes, bytes], receive: Receive, request_id: bytes
-    ) -> tuple[bytes, int]:
-        """The encoded answer and the number of rows."""
-        content_type = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
-        if content_type not in _TAKEN_AS_JSON:
-            raise Problem(415, "not_json", "send Content-Type: application/json", field="content-type")
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Problem(415, "encoded", "send the body without Content-Encoding", field="content-encoding")
-        with _Room(self) as room:
-            body = await self._body(receive, _declared(headers.get(b"content-length")), room)
-            rows = self._rows(body)
-            if len(rows) <= _INLINE_ROWS:
-                return self._answer(predictor, rows, request_id), len(rows)
-            return await asyncio.to_thread(self._answer, predictor, rows, request_id), len(rows)
-
-    async def _body(self, receive: Receive, declared: int, room: "_Room") -> bytes:
-        until = time.monotonic() + self.limits.seconds
-        if declared > self.limits.body:
-            await self._refuse_body(receive, 0, until)
-        room.take(declared)
-        parts, size, more = [], 0, True
-        while more:
-            message = await self._part(receive, until - time.monotonic())
-            part: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
-            size += len(part)
-            if size > self.limits.body:
-                await self._refuse_body(receive, size if more else -1, until)
-            room.take(size)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _refuse_body(self, receive: Receive, size: int, until: float) -> NoReturn:
-        """Refuse a body that is too large; one that is not absurdly so is read and thrown away first.
-
-        Most clients send all before they read; without this they would see a broken pipe instead of the answer.
-        """
-        while 0 <= size < _DRAINED * self.limits.body:
+    async def _page(
+        self, route: Route, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, role: str
+    ) -> tuple[int, bytes, bytes]:
+        """Status, content type and body of everything but predictions."""
+        if self._jobs is not None and route in (routes.BATCH_PREDICT, routes.BATCH_PREDICTIONS):
+            body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
             try:
-                message = await self._part(receive, until - time.monotonic())
-            except Problem:  # too slow as well
-                break
-            size += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                break
-        raise Problem(
-            413, "body_too_large", f"a body takes {self.limits.body} bytes", headers=[(b"connection", b"close")]
+                status, document = await self._jobs.handle(scope["method"], scope["path"], body, role)
+            finally:
+                self._bodies.bytes -= len(body)
+            return status, JSON, encode(document)
+        if route is routes.NONE or (route.name == "health" and self._health is None):
+            raise routes.unknown(scope["path"], self._deployed.lines)
+        routes.must_be(scope, "GET")
+        if route.name == "health" and self._health is not None:
+            status, document = self._health.report()
+            return status, JSON, encode(document)
+        if route.name == "model":
+            predictor = await self._predictor(route.line, scope.get("query_string", b""), role)
+            return 200, JSON, encode(predictor.describe())
+        if route.name == "openapi":
+            return 200, JSON, encode(self._description())
+        content_type, text = await asyncio.get_running_loop().run_in_executor(self._pages, self._metrics.page)
+        return 200, content_type, text
+
+    def _description(self) -> dict[str, Any]:
+        predictors = {name: self._deployed.loaded(name) for name in self._deployed.lines}
+        return describe_api(
+            {name: (found.manifest.get("schema") if found else None) for name, found in predictors.items()},
+            self.limits.rows,
+            examples={
+                name: {**found.example, "envelope": found.envelope} if found and found.example else None
+                for name, found in predictors.items()
+            },
+            jobs=self._jobs is not None,
+            health=self._health is not None,
         )
-
-    async def _part(self, receive: Receive, seconds: float) -> Message:
-        try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
-        except TimeoutError as error:
-            raise Problem(408, "slow_body", f"the body must arrive within {self.limits.seconds:g} s") from error
-        if message["type"] == "http.disconnect":
-            raise _GoneError
-        return message
-
-    def _rows(self, body: bytes) -> list[dict[str, Any]]:
-        try:
-            document = parse(body)
-        except BadBody as error:
-            raise Problem(400, error.code, str(error)) from error
-        if not isinstance(document, dict):
-            raise Problem(422, "wrong_type", 'the body is an object: {"rows": [...]}')
-        for name in document:
-            if name != "rows":
-                raise Problem(422, "unknown_field", f"the body has only 'rows', but got {name[:80]!r}", field=name[:80])
-        rows = document.get("rows")
-        if "rows" not in document:
-            raise Problem(422, "missing_field", "the body needs 'rows'", field="rows")
-        if not isinstance(rows, list):
-            raise Problem(422, "wrong_type", f"'rows' is a list of objects, but got {_kind(rows)}", field="rows")
-        if not rows:
-            raise Problem(422, "empty", "'rows' needs at least one row", field="rows")
-        if len(rows) > self.limits.rows:
-            raise Problem(
-                422, "too_many_rows", f"'rows' takes {self.limits.rows} rows, but got {len(rows)}", field="rows"
-            )
-        for number, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise Problem(
-                    422, "wrong_type", f"a row is an object, but row {number} is {_kind(row)}", field="rows", row=number
-                )
-        return rows
-
-    def _answer(self, predictor: Predictor, rows: list[dict[str, Any]], request_id: bytes) -> bytes:
-        findings = predictor.check(rows)
-        if findings:
-            errors = [finding for finding in findings if finding.severity == "error"]
-            if errors:
-                raise _refused(errors)
-            self._metrics.warned(predictor.deployment.line, len(findings))
-        answers = predictor.answer(rows)
-        return _encode(
-            {
-                **predictor.envelope,
-                "request_id": request_id.decode(),
-                "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-                "rows": answers,
-            }
-        )
-
-
-class _Room:
-    """What one request's body takes of the room for all bodies; given back on leaving."""
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self._held = 0
-
-    def __enter__(self) -> "_Room":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._api.bodies -= self._held
-
-    def take(self, size: int) -> None:
-        """Hold at least `size` bytes.
-
-        Raises:
-            Problem: there is no room now.
-        """
-        more = size - self._held
-        if more > 0:
-            if self._api.bodies + more > self._api.limits.bodies:
-                raise Problem(
-                    503, "overloaded", "too many large requests at once; try again", headers=[(b"retry-after", b"1")]
-                )
-            self._api.bodies += more
-            self._held = size
-
-
-class _GoneError(Exception):
-    """The caller hung up."""
-
-
-def _method(scope: Scope, wanted: str) -> None:
-    method = scope["method"]
-    if method != wanted and not (wanted == "GET" and method == "HEAD"):
-        raise Problem(
-            405, "method", f"this route takes {wanted}, but got {method}", headers=[(b"allow", wanted.encode())]
-        )
-
-
-def _version(query: bytes) -> int | None:
-    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    for name in asked:
-        if name != "version":
-            raise Problem(422, "unknown_field", f"the query has only 'version', but got {name[:80]!r}", field=name[:80])
-    text = asked.get("version", [""])[-1]
-    if not asked:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Problem(422, "wrong_type", "'version' is a whole number", field="version")
-    return int(text)
-
-
-def _declared(length: bytes | None) -> int:
-    return int(length) if length is not None and length.isdigit() else 0
-
-
-def _refused(errors: Sequence[Finding]) -> Problem:
-    first = errors[0]
-    return Problem(
-        422,
-        first.rule,
-        first.message,
-        field=first.column,
-        row=first.row,
-        details=[
-            {"code": found.rule, "message": found.message, "field": found.column, "row": found.row}
-            for found in errors[:_DETAILS]
-        ],
-    )
-
-
-def _kind(value: Any) -> str:
-    words = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return words.get(type(value), "a number")
-
-
-def _plain(value: Any) -> Any:
-    item = getattr(value, "item", None)
-    if item is None:
-        raise NotImplementedError(f"{type(value).__name__} is not JSON")
-    return item()
-
-
-_encode = msgspec.json.Encoder(enc_hook=_plain).encode
-
-
-async def _send(
-    send: Send, status: int, body: bytes, request_id: bytes, content_type: bytes = b"application/json"
-) -> None:
-    headers = [
-        (b"content-type", content_type),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_problem(send: Send, problem: Problem, request_id: bytes) -> None:
-    body = _encode({"error": {**problem.error, "request_id": request_id.decode()}})
-    headers = [_JSON, (b"content-length", str(len(body)).encode()), (b"x-request-id", request_id), *problem.headers]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,7 @@
-"""Leaves nothing behind: ties a process to its parent's life (on Linux), and clears the folders of processes that were killed."""
+"""Ties the processes of a service together: a child ends with its parent, knows how it was told to end, and leaves no folder.
+
+Linux only where it asks the kernel; elsewhere those calls do nothing.
+"""
 
 import ctypes
 import os
@@ -8,6 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+STATE = "_SERVING_STATE"
+"""The variable that names the file in which a worker tells its state to `python -m serving serve`."""
+
+HURRY = "hurry"
+"""A file beside it: whoever stops this service waits for no load balancer."""
+
+_SERVED = "served"
 _PR_SET_PDEATHSIG = 1
 # Looked up once and early: a child between fork and exec should call nothing that allocates or locks.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -27,15 +37,41 @@ def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
         os._exit(1)
 
 
+def hurried() -> bool:
+    """Whether this service was told to end without waiting for a load balancer, or who started it is gone with its folder."""
+    state = os.environ.get(STATE)
+    if not state:
+        return False
+    folder = Path(state).parent
+    return (folder / HURRY).exists() or not folder.exists()
+
+
+def note_served() -> None:
+    """Remember, for the workers that come after this one, that the service was ready once."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder:
+        Path(folder, _SERVED).touch()
+
+
+def has_served() -> bool:
+    """Whether a worker of this service was ready once: what stops a new worker now is no reason to stop the others.
+
+    The note lies in the folder of the workers' counters, which Bento empties at each start of the service.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return bool(folder) and Path(str(folder), _SERVED).exists()
+
+
 def sweep(prefix: str) -> None:
     """Remove folders `PREFIX PID -...` from the temporary folder whose process is gone."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         pid = left.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _lives(int(pid)):
+        if pid.isdigit() and not lives(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether a process of that number is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,170 +1,226 @@
-"""Describes the HTTP API as an OpenAPI 3.1 document, each line's row by its own contract. Pure."""
+"""Describes the HTTP API as an OpenAPI 3.1 document, each line's row by its own contract. Pure.
+
+It promises what the service keeps: schemathesis asks the running service by this document and finds nothing
+(tests/test_openapi.py).
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_TYPES: Mapping[str, dict[str, Any]] = {
-    "number": {"type": ["number", "null"]},
-    "integer": {"type": ["integer", "null"]},
-    "boolean": {"type": ["boolean", "null"]},
-    "date": {"type": ["string", "null"], "description": "ISO 8601"},
-    "object": {"type": ["object", "array", "null"]},
-}
-_TEXT: dict[str, Any] = {"type": ["string", "null"]}
-_STATUSES = {
-    "400": "not strict JSON, or NaN, Infinity, a key twice",
+from serving import shapes
+from serving.row_schema import row_schema
+
+Json = dict[str, Any]
+
+_REASONS: Mapping[str, str] = {
+    "400": "not strict JSON: NaN, Infinity, a key twice; or a header twice",
     "401": "no key, or a wrong one",
-    "403": "a version that is not deployed",
-    "404": "no such line or version",
+    "403": "this key may not",
+    "404": "no such line, version or job",
     "405": "another method",
     "408": "the body came too slowly",
+    "409": "not in this state",
     "413": "the body is too large",
-    "415": "not application/json",
-    "422": "rows that break the contract; `error.field` and `error.row` name the first, `error.details` more",
-    "500": "our fault",
-    "503": "no model is deployed, or too much at once",
+    "415": "not application/json, or encoded",
+    "422": "what was sent breaks the contract; `error.field` and `error.row` name the first break, `error.details` more",
+    "429": "too much at once; ask again after Retry-After",
+    "500": "our fault; the request id finds the cause in the log",
+    "503": "no model is deployed, what it needs is away, or too much at once",
+    "504": "computing took too long",
 }
+# What every route behind the key may answer, and what a body may bring.
+_KEYED = ("400", "401", "405", "500", "503")
+_SENT = ("408", "413", "415", "422")
+_SAYS = (
+    "Predictions of released model lines. Every error of a route that takes the key has one form, `Error`. Before a request is "
+    "read, its connection may be answered 400, 408, 414, 431 or 503 in the same form."
+)
+_ASKED: Json = {"request_id": "order-17", "timestamp": "2026-01-31T10:20:30.000Z"}
 
 
-def describe_api(lines: Mapping[str, Mapping[str, Any] | None], max_rows: int) -> dict[str, Any]:
+def describe_api(
+    lines: Mapping[str, Mapping[str, Any] | None],
+    max_rows: int,
+    *,
+    examples: Mapping[str, Mapping[str, Any] | None] | None = None,
+    health: bool = False,
+    jobs: bool = False,
+) -> Json:
     """The document.
 
     Args:
         lines: line -> `schema` of its manifest (a table's contract where it has `columns`), None when nothing is loaded.
         max_rows: rows in one request.
+        examples: line -> `{"row", "answer", "envelope"}`: a golden pair of its bundle, and what the service says around answers;
+            the last two may be left out.
+        health: there is `/health`.
+        jobs: there are batch predictions.
     """
-    paths: dict[str, Any] = {}
+    paths: Json = {}
     for line, schema in lines.items():
-        body = _request(row_schema(schema), max_rows)
+        predict = _predict(line, row_schema(schema), max_rows, (examples or {}).get(line))
         if len(lines) == 1:
-            paths["/v1/predict"] = {"post": _predict(line, body)}
-        paths[f"/v1/{line}/predict"] = {"post": _predict(line, body)}
-        paths[f"/v1/{line}/model"] = {
-            "get": _operation(
-                f"What serves {line}: contract, units, metrics, data hash, device.",
-                {"type": "object"},
-                ("401", "404", "503"),
-            )
-        }
-    for path, says in (("/livez", "The process lives."), ("/readyz", "It can answer.")):
-        paths[path] = {"get": {"summary": says, "security": [], "responses": {"200": {"description": "yes"}}}}
-    paths["/metrics"] = {"get": {"summary": "Counters for Prometheus.", "responses": {"200": {"description": "text"}}}}
+            paths["/v1/predict"] = {"post": {**predict, "operationId": "predict"}}
+        paths[f"/v1/{line}/predict"] = {"post": predict}
+        paths[f"/v1/{line}/model"] = {"get": _model(line)}
+    paths |= _probes()
+    if health:
+        paths["/health"] = {"get": _health()}
+    if jobs:
+        paths |= _jobs(next(iter(lines), None))
+    paths["/metrics"] = {"get": _metrics()}
+    paths["/openapi.json"] = {"get": _document()}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Esteira", "version": "1", "description": "Predictions of released model lines."},
+        "info": {
+            "title": "Esteira",
+            "version": "1",
+            "description": _SAYS,
+        },
         "security": [{"key": []}],
         "paths": paths,
         "components": {
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Answer": _ANSWER, "Error": _ERROR},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"}
+            },
+            "schemas": {"Answer": shapes.ANSWER, "Error": shapes.ERROR} | ({"Job": shapes.JOB} if jobs else {}),
         },
     }
 
 
-def row_schema(schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """JSON Schema of a line's row; any object where the line is not a table."""
-    columns: Sequence[Mapping[str, Any]] = (schema or {}).get("columns") or []
-    if not columns:
-        return {"type": "object"}
-    return {
-        "type": "object",
-        "properties": {column["name"]: _cell(column) for column in columns},
-        "required": [column["name"] for column in columns if column.get("required", True)],
+# Routes
+
+
+def _predict(line: str, row: Json, max_rows: int, example: Mapping[str, Any] | None) -> Json:
+    body: Json = {
+        "schema": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["rows"],
+            "properties": {"rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": row}},
+        }
     }
-
-
-def _cell(column: Mapping[str, Any]) -> dict[str, Any]:
-    cell = dict(_TYPES.get(column["kind"], _TEXT))
-    if column.get("unit"):
-        cell["description"] = f"unit: {column['unit']}"
-    if column.get("categories"):
-        cell["examples"] = list(column["categories"])[:20]
-    return cell
-
-
-def _request(row: dict[str, Any], max_rows: int) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["rows"],
-        "properties": {"rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": row}},
-    }
-
-
-def _predict(line: str, body: dict[str, Any]) -> dict[str, Any]:
-    operation = _operation(f"Predict rows of {line}.", {"$ref": "#/components/schemas/Answer"}, tuple(_STATUSES))
-    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    operation["parameters"] = [
-        {
-            "name": "version",
-            "in": "query",
-            "required": False,
-            "schema": {"type": "integer"},
-            "description": "an operator's key only",
-        },
-        {"name": "X-Request-Id", "in": "header", "required": False, "schema": {"type": "string"}},
-    ]
+    operation = _operation(
+        f"predict {line}",
+        f"Predict rows of {line}.",
+        _ref("Answer"),
+        (*_KEYED, *_SENT, "403", "404", "429", "504"),
+    )
+    answered = operation["responses"]["200"]
+    answered["description"] = "one answer a row, in the order of the rows"
+    if example is not None:
+        body["examples"] = {"golden": {"summary": "a row that the bundle carries", "value": {"rows": [example["row"]]}}}
+        if example.get("answer") and example.get("envelope"):
+            value = {**example["envelope"], **_ASKED, "rows": [example["answer"]]}
+            answered["content"]["application/json"]["examples"] = {"golden": {"summary": "its answer", "value": value}}
+    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    operation["parameters"] = [shapes.VERSION, shapes.REQUEST_ID]
     return operation
 
 
-def _operation(summary: str, answer: dict[str, Any], statuses: Sequence[str]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses: dict[str, Any] = {
-        "200": {"description": "the answer", "content": {"application/json": {"schema": answer}}}
+def _model(line: str) -> Json:
+    operation = _operation(
+        f"model {line}",
+        f"What serves {line}: contract, units, metrics, data hash, device.",
+        shapes.MODEL,
+        (*_KEYED, "403", "404", "422"),
+    )
+    operation["parameters"] = [shapes.VERSION, shapes.REQUEST_ID]
+    return operation
+
+
+def _probes() -> Json:
+    yes: Json = {"description": "yes; the body is empty"}
+    other = {"405": {"description": _REASONS["405"], "headers": {"Allow": {**_header("Allow"), "required": True}}}}
+    says = {
+        "/livez": ("livez", "The process lives.", {"200": yes}),
+        "/readyz": ("readyz", "It can answer.", {"200": yes, "503": {"description": "not now; the body is empty"}}),
     }
-    responses |= {status: {"description": _STATUSES[status], "content": error} for status in statuses}
-    return {"summary": summary, "responses": responses}
+    return {
+        path: {"get": {"operationId": name, "summary": summary, "security": [], "responses": answers | other}}
+        for path, (name, summary, answers) in says.items()
+    }
 
 
-_ROW_ANSWER: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "prediction": {},
-        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-        "interval": {"type": ["array", "null"], "items": {"type": "number"}},
-        "confidence": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-        "confidence_kind": {"type": "string", "enum": ["calibrated", "heuristic"]},
-        "warnings": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {name: {"type": "string"} for name in ("rule", "column", "message")},
-            },
-        },
-    },
-}
-_ANSWER: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "line": {"type": "string"},
-        "version": {"type": ["integer", "null"]},
-        "bundle_id": {"type": "string"},
-        "model_id": {"type": "string"},
-        "device": {"type": "string", "enum": ["cpu", "cuda"]},
-        "method": {"type": ["string", "null"]},
-        "simulated": {"type": "boolean"},
-        "confidence_kind": {"type": "string", "enum": ["calibrated", "heuristic"]},
-        "request_id": {"type": "string"},
-        "timestamp": {"type": "string", "format": "date-time"},
-        "rows": {"type": "array", "items": _ROW_ANSWER},
-    },
-}
-_PROBLEM: dict[str, Any] = {
-    "code": {"type": "string"},
-    "message": {"type": "string"},
-    "field": {"type": ["string", "null"]},
-    "row": {"type": ["integer", "null"]},
-}
-_ERROR: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                **_PROBLEM,
-                "request_id": {"type": "string"},
-                "details": {"type": "array", "items": {"type": "object", "properties": _PROBLEM}},
-            },
+def _health() -> Json:
+    operation = _operation("health", "What the service needs, and how each line is.", shapes.HEALTH, _KEYED)
+    # Of our own form, or of the errors' when the service does not even get so far.
+    operation["responses"]["503"]["content"] = {
+        "application/json": {"schema": {"anyOf": [shapes.HEALTH, _ref("Error")]}}
+    }
+    return operation
+
+
+def _metrics() -> Json:
+    operation = _operation("metrics", "Counters for Prometheus.", {"type": "string"}, _KEYED)
+    operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return operation
+
+
+def _document() -> Json:
+    return _operation("openapi", "This document.", {"type": "object", "required": ["openapi", "paths"]}, _KEYED)
+
+
+def _jobs(line: str | None) -> Json:
+    wrong = (*_KEYED, "403", "404", "429")
+    submit = _operation("submitBatch", "Predict a whole dataset, as a job.", _ref("Job"), (*wrong, *_SENT), "202")
+    submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes.JOB_REQUEST}}}
+    model = _path("model", "a line, or the bundle_id of what one serves now")
+    submit["parameters"] = [model | ({"example": line} if line else {}), shapes.REQUEST_ID]
+    read = _operation("batch", "How far a job is.", _ref("Job"), wrong)
+    cancel = _operation("cancelBatch", "Stop a job; what is done stays.", _ref("Job"), (*wrong, "409"))
+    resume = _operation("resumeBatch", "Go on where it stopped.", _ref("Job"), (*wrong, "409"), "202")
+    for operation in (read, cancel, resume):
+        operation["parameters"] = [_path("id", "the job's"), shapes.REQUEST_ID]
+    return {
+        "/v1/models/{model}/batch-predict": {"post": submit},
+        "/v1/batch-predictions/{id}": {"get": read},
+        "/v1/batch-predictions/{id}/cancel": {"post": cancel},
+        "/v1/batch-predictions/{id}/resume": {"post": resume},
+    }
+
+
+def _operation(name: str, summary: str, answer: Json, statuses: Sequence[str], good: str = "200") -> Json:
+    responses: Json = {
+        good: {
+            "description": "the answer",
+            "headers": {"X-Request-Id": {**_header("X-Request-Id"), "required": True}},
+            "content": {"application/json": {"schema": answer}},
         }
+    }
+    for status in sorted(statuses):
+        headers = {"X-Request-Id": {**_header("X-Request-Id"), "required": True}}
+        headers |= {name: {**_header(name), "required": True} for name in _ALWAYS.get(status, ())}
+        headers |= {name: _header(name) for name in _SOMETIMES.get(status, ())}
+        responses[status] = {
+            "description": _REASONS[status],
+            "headers": headers,
+            "content": {"application/json": {"schema": _ref("Error")}},
+        }
+    identity = "".join(part if part.isalnum() else "-" for part in name)
+    return {"operationId": identity, "summary": summary, "responses": responses}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _path(name: str, says: str) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "description": says}
+
+
+_HEADERS: Json = {
+    "X-Request-Id": {
+        "description": "the caller's, or one that was made",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     },
+    "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}},
+    "Allow": {"description": "methods of this route", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "how to give the key", "schema": {"type": "string"}},
 }
+_ALWAYS: Mapping[str, tuple[str, ...]] = {"401": ("WWW-Authenticate",), "405": ("Allow",), "429": ("Retry-After",)}
+_SOMETIMES: Mapping[str, tuple[str, ...]] = {"503": ("Retry-After",)}
+
+
+def _header(name: str) -> Json:
+    return dict(_HEADERS[name])

@@ -18,13 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from esteira.errors import ConfigError, EsteiraError, OutsideError
-from esteira.settings import Settings, api_key, load_settings
-from serving.lifeline import die_with_parent, sweep
+from esteira.settings import VARIABLES, Settings, api_key, load_settings
+from serving.drain import to_the_end
+from serving.lifeline import HURRY, STATE, die_with_parent, sweep
 
 _PREFIX = "esteira-serve-"
 _READY_SECONDS = 120.0
-_STOP_SECONDS = 15.0
+# What Bento's master takes beyond its workers.
+_STOP_SECONDS = 3.0
 
 
 def serve(
@@ -38,6 +42,9 @@ def serve(
     detached: bool = False,
 ) -> int:
     """Serve until told to stop; prints `READY http://HOST:PORT` on standard output once `/readyz` says 200.
+
+    SIGTERM ends it as a load balancer wants: not ready at once, still answering for ESTEIRA_DRAIN_SECONDS. Ctrl-C and the
+    end of the starting process only wait for requests in flight. A second signal ends it now.
 
     Args:
         bundle: a bundle folder; verified before anything starts.
@@ -61,12 +68,13 @@ def serve(
             code="usage", where="python -m serving serve", cure="see `python -m serving serve --help`",
         )  # fmt: skip
     sweep(_PREFIX)
-    with _Signals() as signals, tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
+    with _Signals() as signals, _folder() as folder:
         run = Path(folder)
         env = _environment(settings, run, bundle=bundle, lines=lines, record=record)
         host = host or settings.host
         command = _command(bento, host, settings.port if port is None else port)
         child = _Child(command, env, run)
+        told = False
         try:
             # Looked at while Bento starts: a letter from here is there seconds before the worker's.
             if bundle is not None:
@@ -77,9 +85,18 @@ def serve(
             if started is not None:
                 print(f"READY http://{'127.0.0.1' if host == '0.0.0.0' else host}:{started}", flush=True)
                 _wait_end(child, run, signals, detached)
+            told = True
         finally:
-            child.stop()
+            hurry = not told or signals.read() != signal.SIGTERM
+            if hurry:
+                (run / HURRY).touch()
+            child.stop(to_the_end(settings, hurry=hurry) + _STOP_SECONDS, signals)
     return 0
+
+
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    # A worker that is told to end now may still write as we remove it; the next start sweeps what is left.
+    return tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
 
 
 def _command(bento: Path | None, host: str, port: int) -> list[str]:
@@ -96,32 +113,49 @@ def _environment(
     if made:
         print(f"API key, made now and kept in {settings.home} (shown only this once): {key}", file=sys.stderr)
     env = {name: value for name, value in os.environ.items() if name not in ("ESTEIRA_BUNDLE", "ESTEIRA_LINES")}
-    env |= {
+    env |= _given(settings) | {
         "ESTEIRA_API_KEY": key,
-        "ESTEIRA_HOME": str(settings.home),
-        "ESTEIRA_TENANT": settings.tenant,
-        "ESTEIRA_DEVICE": settings.device,
-        "ESTEIRA_WORKERS": str(settings.workers),
-        "ESTEIRA_MAX_ROWS": str(settings.max_rows),
-        "ESTEIRA_MAX_BODY": str(settings.max_body),
-        "ESTEIRA_DATABASE_URL": settings.database_url,
-        "ESTEIRA_MLFLOW_URI": settings.mlflow_uri,
-        "ESTEIRA_ARTIFACTS": settings.artifacts,
-        "MODEL_MONITORING_ENABLED": str(settings.monitoring_enabled).lower(),
         "BENTOML_HOME": str(run / "bento"),
         "BENTOML_DO_NOT_TRACK": "true",
-        "OTEL_SDK_DISABLED": "true",
         "OMP_WAIT_POLICY": "passive",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(run),
-        "_SERVING_STATE": str(run / "state.json"),
+        STATE: str(run / "state.json"),
         "_SERVING_RECORD": "yes" if (bool(lines) if record is None else record) else "no",
     }
+    if not env.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        env["OTEL_SDK_DISABLED"] = "true"
     if bundle is not None:
         env["ESTEIRA_BUNDLE"] = str(bundle.resolve())
     if lines:
         env["ESTEIRA_LINES"] = ",".join(lines)
     return env
+
+
+def _given(settings: Settings) -> dict[str, str]:
+    """Every setting that was given, in the environment or in `.env`, by its first name; paths are made absolute.
+
+    Of the secrets only those that a service uses; children inherit what is in our environment anyway.
+    """
+    found = {}
+    for variable in VARIABLES:
+        value = getattr(settings, variable.field)
+        given = variable.field in settings.model_fields_set or isinstance(value, Path)
+        if value is None or not given or variable.field in ("bundle", "lines"):
+            continue
+        if not variable.secret or variable.field in ("api_key", "operator_key", "sentry_dsn"):
+            found[variable.names[0]] = _spelled(value)
+    return found
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | frozenset):
+        return ",".join(_spelled(one) for one in value)
+    return str(value.absolute() if isinstance(value, Path) else value)
 
 
 def _verify(bundle: Path) -> None:
@@ -132,7 +166,7 @@ def _verify(bundle: Path) -> None:
 
 def _must_have_champions(settings: Settings, lines: Sequence[str]) -> None:
     from esteira.registry import Registry
-    from serving.predictor import no_champion
+    from serving.deployments import no_champion
 
     registry = Registry(settings)
     for line in lines:
@@ -145,6 +179,7 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._old = {
@@ -158,6 +193,13 @@ class _Signals:
             signal.signal(number, handler)
         os.close(self.reader)
         os.close(self._writer)
+
+    def read(self) -> int | None:
+        """The next signal that came, taken from the descriptor; None when there was none."""
+        try:
+            return os.read(self.reader, 1)[0]
+        except BlockingIOError:
+            return None
 
 
 class _Child:
@@ -177,12 +219,15 @@ class _Child:
     def ended(self) -> int | None:
         return self._process.poll()
 
-    def stop(self) -> None:
-        """Ask, wait, insist; afterwards nothing of the session is left."""
+    def stop(self, seconds: float, signals: _Signals) -> None:
+        """Ask, wait, insist; afterwards nothing of the session is left. A signal meanwhile ends the wait."""
         if self._process.poll() is None:
             self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_SECONDS)
+            until = time.monotonic() + seconds
+            while self._process.poll() is None and time.monotonic() < until:
+                if select.select([signals.reader], [], [], 0.05)[0]:
+                    break
+        # A worker, in a session of its own by Bento's will, is told by the kernel that its master is gone.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -219,8 +264,10 @@ def _wait_ready(child: _Child, run: Path, host: str, signals: _Signals, detached
             os.close(parent)
     raise OutsideError(
         f"the service must be ready within {_READY_SECONDS:g} s, but it is not",
-        code="not_ready", where="bentoml serve", cure="see its log above",
-    )  # fmt: skip
+        code="not_ready",
+        where="bentoml serve",
+        cure="see its log above: a line that cannot be loaded, or what ESTEIRA_READY_NEEDS names is away",
+    )
 
 
 def _wait_end(child: _Child, run: Path, signals: _Signals, detached: bool) -> None:

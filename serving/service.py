@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from bentoml import Service
 
 from esteira.errors import ConfigError, EsteiraError
 from esteira.settings import Settings, load_settings
-from serving.lifeline import die_with_parent
-from serving.predictor import Deployed, Deployment, Folder, FromRegistry, Source
+from serving.deployed import Deployed
+from serving.deployments import Deployment, Folder, FromRegistry, Source
+from serving.lifeline import STATE, die_with_parent, has_served, note_served
 from serving.records import Recorder, Write
 
-# How `python -m serving serve` and its grandchild talk; no settings, so they are not spelled ESTEIRA_.
-STATE = "_SERVING_STATE"
+# How `python -m serving serve` and its grandchild talk, besides STATE; no settings, so they are not spelled ESTEIRA_.
 MASTER = "_SERVING_MASTER"
 RECORD = "_SERVING_RECORD"
 
@@ -109,8 +110,13 @@ def _port() -> int | None:
 
 
 def _give_up(error: EsteiraError) -> None:
-    """Say why this service cannot start and stop the master, which would start workers for ever."""
-    _log.error("the service cannot start: %s", error)
+    """Say why this worker cannot start and stop the master, which would start workers for ever.
+
+    Not where others served before: a database that is away when a worker is started again is no reason to stop them.
+    """
+    _log.error("a worker cannot start: %s", error)
+    if has_served():
+        return
     _tell({"state": "failed", "error": error.to_dict(), "exit_code": error.exit_code})
     master = os.environ.get(MASTER)
     if master is not None and os.getppid() == int(master):
@@ -135,52 +141,97 @@ class Fronted(Service[Any]):  # type: ignore[misc]  # bentoml has no types
 
 
 def _front(inner: Any) -> Any:
-    from serving.http import Api, Keys, Limits
+    from serving import edge
+    from serving.answering import Pace
+    from serving.body import Limits
+    from serving.cache import AnswerCache
+    from serving.drain import watch
+    from serving.faults import Faults, worded
+    from serving.gate import Gate
+    from serving.health import health_of
+    from serving.http import Api
+    from serving.jobs import Jobs
+    from serving.keys import Keys
     from serving.metrics import Metrics
+    from serving.observe import AccessLog
+    from serving.traces import Traces, wanted
 
+    edge.install()  # the master never comes here, and needs no server
     settings = load_settings(file=None)
     operator = settings.operator_key
     metrics = Metrics(together="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    metrics.watch_edge(edge.counts)
     recorder = _recorder(settings)
+    faults = Faults(settings.sentry_dsn.get_secret_value()) if settings.sentry_dsn is not None else None
+    log = AccessLog(settings.access_log) if settings.access_log else None
+    traces = Traces() if wanted() else None
 
     def report(line: str, error: Exception) -> None:
         metrics.troubled(line)
-        _log.error("line %s does not follow its alias: %s", line, error)
+        _log.error("line %s does not follow its alias: %s", line, worded(error))
+        if faults is not None:
+            faults(error, line=line)
 
     def moved(old: Deployment | None, new: Deployment | None) -> None:
-        metrics.moved(old, new)
+        predictor = deployed.loaded(new.line) if new is not None else None
+        measured = (predictor.manifest.get("metrics") or {}) if predictor is not None else {}
+        metrics.moved(old, new, measured.get("accuracy"))
         _log.info("line %s: version %s -> %s", (new or old).line, old and old.version, new and new.version)  # type: ignore[union-attr]
 
-    deployed = Deployed(source_of(settings), device=settings.device, report=report, moved=moved)
+    source = source_of(settings)
+    deployed = Deployed(source, device=settings.device, report=report, moved=moved)
+    health = health_of(settings, deployed, records=recorder is not None)
+    jobs = Jobs(deployed, source, settings)
 
     def start() -> None:
         try:
-            deployed.start()
+            if log is not None:
+                log.start()
+            deployed.start(period=settings.follow_seconds)
         except EsteiraError as error:
             _give_up(error)
             raise
         if recorder is not None:
             recorder.start()
+        health.start()
+        jobs.start()
+
+    def started() -> None:
+        if deployed.ready:
+            note_served()
+            _tell({"state": "ready", "port": _port()})
+        watch(api)
 
     def stop() -> None:
-        deployed.stop()
-        if recorder is not None:
-            recorder.stop()
+        parts: list[Any] = [
+            part for part in (deployed, jobs, health, recorder, log, traces, faults) if part is not None
+        ]
+        # At once: each may take seconds where what it writes to is away.
+        with ThreadPoolExecutor(len(parts), thread_name_prefix="stop") as pool:
+            for part, ended in [(part, pool.submit(part.stop)) for part in parts]:
+                error = ended.exception()
+                if error is not None:
+                    _log.warning("%s did not stop well: %s", type(part).__name__, worded(error))
 
-    return Api(
+    api = Api(
         deployed,
-        Keys(
-            _key(settings),
-            operator.get_secret_value().encode() if operator is not None else None,
-        ),
+        Keys(_key(settings), operator.get_secret_value().encode() if operator is not None else None),
         inner,
         metrics=metrics,
         recorder=recorder,
         limits=Limits(rows=settings.max_rows, body=settings.max_body),
+        gate=Gate(settings.max_concurrency, settings.max_queue, settings.request_seconds),
+        pace=Pace(settings.request_seconds, settings.batch_rows, settings.batch_ms / 1000),
+        cache=AnswerCache(settings.answer_cache),
+        health=health,
+        jobs=jobs,
+        observers=[observer for observer in (log, traces) if observer is not None],
+        faults=faults,
         start=start,
-        started=lambda: _tell({"state": "ready", "port": _port()}) if deployed.ready else None,
+        started=started,
         stop=stop,
     )
+    return api
 
 
 @bentoml.service(

@@ -95,6 +95,15 @@ class FamilyConformance:
                 assert [(column, 1)] == [(finding.column, finding.row) for finding in errors], broken
                 assert all(finding.message and finding.rule for finding in errors)
 
+    def test_a_row_that_comes_again_gets_the_same_answer_unless_the_family_samples(
+        self, family: Family, opened: Answerer
+    ) -> None:
+        """A service may keep the answers of a family that says it is deterministic."""
+        rows = list(family.sample().rows)
+        assert isinstance(family.deterministic, bool)
+        if family.deterministic:
+            assert opened.answer(rows) == opened.answer(rows)
+
     def test_row_alone_gets_the_features_of_its_batch(self, family: Family, fitted: Fitted) -> None:
         """Features of one row alone are those it gets in a batch, bit for bit, whatever the order."""
         rows = list(family.sample().rows)

@@ -14,7 +14,8 @@ import pytest
 
 from esteira.bundle import answerer, open_bundle, verify
 from esteira.cli import main
-from esteira.cli.automl import _interruptible, _progress
+from esteira.cli.automl import _progress
+from esteira.console import interruptible
 
 QUICK = ("--max-trials", "1", "--kinds", "linear")
 
@@ -205,7 +206,7 @@ def test_a_leaked_label_is_said_out_loud(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_first_interrupt_asks_and_the_second_one_leaves(capsys: pytest.CaptureFixture[str]) -> None:
     former = signal.getsignal(signal.SIGINT)
 
-    with _interruptible() as stop:
+    with interruptible("stopping with the best so far") as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()

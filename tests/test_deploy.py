@@ -200,7 +200,8 @@ import sys
 sys.path[:] = [{str(tmp_path / "src")!r}] + [p for p in sys.path if p and p != {str(ROOT)!r}]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
 import serving.service, serving.http, serving.metrics, serving.records
-from serving.predictor import Folder, load
+from serving.deployments import Folder
+from serving.predictor import load
 source = serving.service.source_of(serving.service.load_settings({{}}, file=None))
 line = source.lines[0]
 predictor = load(source.folder(source.current(line)), source.current(line))

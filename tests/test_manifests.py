@@ -90,6 +90,26 @@ def test_every_container_has_probes_on_the_open_routes_and_says_what_it_needs(re
         assert "memory" in container["resources"]["limits"]
 
 
+def test_a_pod_is_given_the_time_that_its_drain_takes() -> None:
+    """The service drains itself, so nothing sleeps before the signal; the kernel's kill comes after its own last word."""
+    from esteira.settings import load_settings
+    from serving.drain import to_the_end
+
+    deployment = yaml.safe_load((MANIFESTS / "base" / "deployment.yaml").read_text(encoding="utf-8"))
+    kustomization = yaml.safe_load((MANIFESTS / "base" / "kustomization.yaml").read_text(encoding="utf-8"))
+    pod = deployment["spec"]["template"]["spec"]
+    literals = dict(literal.split("=", 1) for literal in kustomization["configMapGenerator"][0]["literals"])
+    settings = load_settings({name: value for name, value in literals.items() if name.startswith("ESTEIRA_")}, None)
+
+    assert to_the_end(settings) < pod["terminationGracePeriodSeconds"]
+    for container in pod["containers"]:
+        assert "preStop" not in container.get("lifecycle", {})
+        probe = container["readinessProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] < settings.drain_seconds, (
+            "who goes by the probe hears of it in time"
+        )
+
+
 def test_selectors_meet_the_pods_and_callers_need_only_the_label(rendered: Objects) -> None:
     deployment = rendered["Deployment"]["spec"]
     policy = rendered["NetworkPolicy"]["spec"]

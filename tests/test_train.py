@@ -217,7 +217,7 @@ def test_same_data_parameters_and_seed_give_the_same_model_which_serves_nothing_
     passing the gate."""
     from esteira.registry import Registry
     from esteira.settings import load_settings
-    from serving.predictor import Folder, FromRegistry
+    from serving.deployments import Folder, FromRegistry
 
     folder, report = homes[task]
     again = _prepared(tmp_path / "again", task)

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "submit": ("submit", "A line to Kubeflow Pipelines: a run, or a schedule."),
     "automl": ("automl", "A table in, the best model within a budget out; no project needed."),
     "predict": ("predict", "Rows in, answers out, from a bundle; or its latency."),
+    "batch": ("batch", "Many rows answered in parts that survive a kill: file, folder or s3:// in and out."),
+    "quantise": ("quantise", "A bundle with int8 weights, if its answers stay as good."),
     "serve": ("serve", "A line or a bundle as a Bento on loopback."),
     "ledger": ("ledger", "The append-only record: log, export, verify."),
     "demo": ("demo", "Serve what the last run released and ask it one question."),

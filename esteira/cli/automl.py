@@ -1,8 +1,6 @@
 """`esteira automl`: a table in, the best model within the budget out, as one sealed bundle; no project around it."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import Any, Literal
 import click
 
 from esteira.cli import emit, say
+from esteira.console import interruptible
 
 _SHOWN = 10  # rows of the leaderboard, and warnings, that a person is shown
 
@@ -90,7 +89,8 @@ def automl(
     # An address may hold a password, so it names nothing.
     local = Path(train).exists()
     line = str(Line.opened_by("tabular", train if local else known.name, target))
-    with _interruptible() as stop, _progress(budget, began, quiet=as_json) as progress:
+    note = "stopping with the best so far; once more to leave with nothing"
+    with interruptible(note) as stop, _progress(budget, began, quiet=as_json) as progress:
         model = api.fit(
             frame, target, seconds=budget, trials=max_trials, metric=metric, seed=seed, task=task, drop=drop,
             time_column=time_column, group_column=group_column, kinds=[kind.strip() for kind in kinds.split(",") if kind.strip()],
@@ -138,25 +138,6 @@ def _journal() -> str:
         return ""
     (home / "automl").mkdir(exist_ok=True)
     return str(home / "automl" / "journal")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether a person asked to stop. The first Ctrl-C asks, the second one ends the process with nothing written."""
-    asked = threading.Event()
-
-    def ask(_signal: int, _frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        say("stopping with the best so far; once more to leave with nothing")
-
-    former = signal.signal(signal.SIGINT, ask) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield asked.is_set
-    finally:
-        if former is not None:
-            signal.signal(signal.SIGINT, former)
 
 
 @contextmanager

@@ -13,24 +13,26 @@ from esteira.cli import emit, say
 @click.option(
     "--out", default="build/compiled", show_default=True, type=click.Path(file_okay=False), help="Folder to write."
 )
+@click.option("--batch", is_flag=True, help="Instead: the pipeline that answers rows in bulk, with checkpoints.")
 @click.option("--check", is_flag=True, help="Verify what was written; exit 1 on any finding.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def compile_(line: str | None, out: str, check: bool, as_json: bool) -> int:
+def compile_(line: str | None, out: str, batch: bool, check: bool, as_json: bool) -> int:
     """Compile LINE, or every family and line of params.yaml.
 
     Of each: LINE.yaml, IR YAML for KFP's UI, its client and `esteira submit`; and LINE.k8s.yaml, the same for kubectl.
-    The images' registry is $ESTEIRA_IMAGE_PREFIX.
+    With --batch LINE.batch.yaml and LINE.batch.k8s.yaml. The images' registry is $ESTEIRA_IMAGE_PREFIX.
 
     \b
     Example:
       esteira compile
       esteira compile tabular --out build/compiled
       esteira compile --check
+      esteira compile tabular --batch
     """
     from esteira.errors import ConfigError
     from esteira.settings import load_settings
     from pipelines import ir_check
-    from pipelines.compile import defaults, write
+    from pipelines.compile import defaults, write, write_batch
     from pipelines.plan import read_project
 
     prefix = load_settings().image_prefix
@@ -46,7 +48,11 @@ def compile_(line: str | None, out: str, check: bool, as_json: bool) -> int:
     files: list[str] = []
     findings: list[dict[str, Any]] = []
     for name in lines:
-        compiled = write(defaults(name, project), Path(out), prefix=prefix)
+        compiled = (
+            write_batch(name, Path(out), prefix=prefix)
+            if batch
+            else write(defaults(name, project), Path(out), prefix=prefix)
+        )
         files += [str(compiled.ir), str(compiled.native)]
         if check:
             found = ir_check.check(compiled.ir, compiled.native, prefix=prefix)

@@ -47,7 +47,7 @@ def demo(line: str) -> None:
     try:
         answer = _ask(server, line, row, key)
     finally:
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)  # as a person ends it: no load balancer to wait for
         try:
             server.wait(20)
         except subprocess.TimeoutExpired:

@@ -12,8 +12,6 @@ import click
 
 from esteira.cli import emit, say
 
-BLOCK = 4096
-
 
 @click.command()
 @click.option("--bundle", required=True, type=click.Path(file_okay=False), help="Bundle folder.")
@@ -31,7 +29,7 @@ def predict(bundle: str, data: str, out: str | None, latency: int | None, as_jso
     """
     from esteira.bundle import answerer, open_bundle
     from esteira.errors import ConfigError, DataError
-    from esteira.rows import read_rows
+    from esteira.rows import answered, read_rows
 
     if (out is None) == (latency is None):
         raise ConfigError(
@@ -47,19 +45,7 @@ def predict(bundle: str, data: str, out: str | None, latency: int | None, as_jso
         figures = measure(model, rows, latency)
         emit(figures) if as_json else click.echo("LATENCY " + json.dumps(figures))
         return
-    answers: list[dict[str, Any]] = []
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        errors = [finding for finding in model.check(block) if finding.severity == "error"]
-        if errors:
-            first = errors[0]
-            raise DataError(
-                f"{first.message} ({len(errors)} such cells in rows {start + 1} to {start + len(block)})",
-                code=f"row_{first.rule}",
-                where=f"{data}, row {start + (first.row or 0) + 1}, column {first.column!r}",
-                cure="mend the rows; nothing was written",
-            )
-        answers += model.answer(block)
+    answers = answered(model, rows, where=data)
     assert out is not None
     write_answers(Path(out), answers)
     summary = {"rows": len(answers), "out": out, "bundle_id": opened.bundle_id}

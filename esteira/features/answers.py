@@ -55,12 +55,15 @@ class FeatureAnswerer:
         """Findings of the line's contract; an `error` finding means the row must be refused."""
         return self._check(rows)
 
-    def answer(self, rows: Sequence[Row]) -> list[Answer]:
+    def answer(self, rows: Sequence[Row], findings: Sequence[Finding] | None = None) -> list[Answer]:
         """One answer a row, in order.
 
         `{"prediction", "probabilities" (class as text -> p) or "interval" [low, high], "confidence", "confidence_kind",
         "warnings": [{"rule", "column", "message"}]}`. The confidence of a class is its probability, that of a value the
         level of its interval.
+
+        Args:
+            findings: what `check` found of these very rows; None looks again. Warnings among them go into the answers.
 
         Raises:
             DataError: a value cannot be decoded (`check` names it beforehand).
@@ -68,7 +71,7 @@ class FeatureAnswerer:
         if not rows:
             return []
         answers = [self._say(y) for y in self._predict(self._features(rows)).tolist()]
-        for finding in self._check(rows):
+        for finding in self._check(rows) if findings is None else findings:
             if finding.severity == "warning" and finding.row is not None:
                 note = {"rule": finding.rule, "column": finding.column, "message": finding.message}
                 answers[finding.row]["warnings"].append(note)

@@ -116,6 +116,7 @@ class DeclaredFamily:
     model_py: ModelModule
     metrics_py: MetricsModule
     artefact_kind: ArtefactKind = "onnx"
+    deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
 
     @property

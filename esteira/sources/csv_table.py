@@ -28,7 +28,7 @@ def read_csv(data: bytes, delimiter: str, where: str, notes: list[str]) -> "pa.T
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\n" not in data and b"\r" in data:  # line ends of old Macintosh files
         data = data.replace(b"\r", b"\n")
-    header, start = _header(data, delimiter, where)
+    header, start = read_header(data, delimiter, where)
     names = column_names(header, where, notes)
     if not data[start:].strip(b"\r\n"):
         raise no_rows(f"the file has only a header of {len(names)} columns", where)
@@ -71,7 +71,12 @@ def _records(data: bytes, delimiter: str) -> Iterator[tuple[int, int, list[str]]
         started = line + 1
 
 
-def _header(data: bytes, delimiter: str, where: str) -> tuple[list[str], int]:
+def read_header(data: bytes, delimiter: str, where: str) -> tuple[list[str], int]:
+    """The names as they stand in the first record, and the offset where the second one starts.
+
+    Raises:
+        SourceError: there is none, it is no UTF-8, or it is separated by another sign.
+    """
     try:
         _, start, header = next(_records(data, delimiter))
     except UnicodeDecodeError as error:

@@ -40,12 +40,16 @@ def read_parquet(data: bytes, where: str, max_rows: int, notes: list[str]) -> "p
         ) from error
     if table.num_rows == 0:
         raise no_rows(f"the file has only a schema of {len(names)} columns", where)
-    columns = [_typed(name, column, where) for name, column in zip(names, table.columns, strict=True)]
+    columns = [typed(name, column, where) for name, column in zip(names, table.columns, strict=True)]
     return pa.table(columns, names=names)
 
 
-def _typed(name: str, column: "pa.ChunkedArray", where: str) -> "pa.ChunkedArray":
-    """One of our five types; see the module's first lines."""
+def typed(name: str, column: "pa.ChunkedArray", where: str) -> "pa.ChunkedArray":
+    """One of our five types; see the module's first lines.
+
+    Raises:
+        DataError: a nested column, or one that cannot be read as any of them.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -150,3 +150,38 @@ class Prediction(Record):
     elapsed_ms: float
     status: int
     at: datetime
+
+
+@dataclass(frozen=True)
+class BatchJob(Record):
+    """A batch prediction that a service was asked for (K-57).
+
+    Attributes:
+        data, out: addresses, as they were found to be allowed.
+        options: the further words of `esteira.batch.Job`.
+        rows: of the source; a number that is not exceeded until it is done, null where that is not known.
+        processed, error: good and bad rows.
+        progress: percent.
+        failure: `{"code", "message"}` of one that failed.
+        owner: who works on it; `beat_at` is its last sign of life.
+    """
+
+    job_id: str
+    line: str
+    version: int | None
+    bundle_id: str
+    data: str
+    out: str
+    options: dict[str, Any]
+    state: str
+    rows: int | None
+    processed: int
+    error: int
+    progress: int
+    failure: dict[str, Any] | None
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    owner: str | None
+    beat_at: datetime | None

@@ -13,6 +13,7 @@ from sqlalchemy.types import TypeDecorator
 RUN_STATES = ("running", "released", "awaiting_approval", "held", "failed")
 STEP_STATES = ("ran", "reused", "failed")
 VERSION_STATES = ("training", "validated", "staging", "production", "retired", "failed", "rolled_back")
+BATCH_STATES = ("queued", "running", "done", "failed", "cancelled")
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -211,4 +212,31 @@ predictions = _table(
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("at", UtcTime, nullable=False),
     sa.Index("ix_predictions_line", "tenant_id", "line", "at"),
+)
+
+# K-57. `owner` is who works on it and `beat_at` its last sign of life; the answers themselves lie at `out`.
+batch_jobs = _table(
+    "batch_jobs",
+    _tenant(),
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("line", sa.String(200), nullable=False),
+    sa.Column("version", sa.Integer),
+    sa.Column("bundle_id", sa.String(64), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("out", sa.Text, nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("rows", sa.BigInteger),
+    sa.Column("processed", sa.BigInteger, nullable=False),
+    sa.Column("error", sa.BigInteger, nullable=False),
+    sa.Column("progress", sa.Integer, nullable=False),
+    sa.Column("failure", sa.JSON(none_as_null=True)),
+    sa.Column("created_by", sa.String(200), nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("started_at", UtcTime),
+    sa.Column("finished_at", UtcTime),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("beat_at", UtcTime),
+    _one_of("state", BATCH_STATES),
+    sa.Index("ix_batch_jobs_state", "tenant_id", "state", "created_at"),
 )

@@ -113,6 +113,7 @@ class Tabular:
 
     name: str = "tabular"
     artefact_kind: ArtefactKind = "onnx"
+    deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
     row_rules: None = None
 

@@ -78,6 +78,7 @@ class PolicyFitted(Acting):
 class Policy:
     name: str = "policy"
     artefact_kind: ArtefactKind = "policy"
+    deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
 
     def sample(self) -> Sample:

@@ -131,6 +131,7 @@ def plans(count: int, seed: int) -> tuple[list[dict[str, Any]], list[float]]:
 class Nested:
     name: str = "nested"
     artefact_kind: ArtefactKind = "onnx"
+    deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
 
     @property

@@ -1,0 +1,232 @@
+"""From a body of rows to an encoded answer: checked, from the cache or the model, alone or with others', and in time.
+
+The way of a small request that finds a slot is a straight line: no task, no timer, no thread.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from esteira.errors import DataError
+from esteira.family import Answer, Finding
+from serving.asgi import Receive
+from serving.batching import Batcher, LateError
+from serving.body import GoneError, hung_up, rows_of
+from serving.cache import AnswerCache
+from serving.gate import Gate
+from serving.metrics import Metrics
+from serving.predictor import Predictor
+from serving.problems import Problem, encode
+
+LARGE = 50_000
+"""Bytes of a body from which a thread reads, checks, answers and writes it: reading and checking alone take milliseconds."""
+_DETAILS = 20
+_NAME = 200  # characters of a field's name that are said back
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How answers are computed.
+
+    Attributes:
+        seconds: that an answer may take, the wait for a slot included.
+        batch_rows: most rows of a call that answers several requests; 1 answers each alone.
+        batch_seconds: that a request may wait for others.
+    """
+
+    seconds: float = 10.0
+    batch_rows: int = 64
+    batch_seconds: float = 0.0
+
+
+class Answering:
+    """Answers bodies of rows.
+
+    Args:
+        gate: its slots. A call that goes on after its caller was told 504 keeps its slot until it ends.
+        metrics: counts warnings.
+        rows: most rows in one request.
+        pace: how answers are computed.
+        cache: of answers; None asks the model each time. Large bodies never ask it.
+    """
+
+    def __init__(
+        self, gate: Gate, metrics: Metrics, rows: int, *, pace: Pace | None = None, cache: AnswerCache | None = None
+    ) -> None:
+        self.gate = gate
+        self.cache = cache if cache is not None and cache.capacity > 0 else None
+        self._metrics = metrics
+        self._rows = rows
+        self._pace = pace or Pace()
+        # A body takes up to 25 times its size while it is read, so large ones are read by no more threads than help.
+        self._large = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="large-bodies")
+
+    def close(self) -> None:
+        """Take no more large bodies; those in flight are answered."""
+        self._large.shutdown(wait=False)
+
+    async def answer(self, predictor: Predictor, body: bytes, request_id: bytes, receive: Receive) -> tuple[bytes, int]:
+        """The encoded answer and the number of its rows.
+
+        Raises:
+            Problem: body or rows are refused; 429, 503 or 504 when there is too much at once.
+            GoneError: the caller hung up while it waited for a slot.
+        """
+        gate, left = self.gate, self._pace.seconds
+        if not gate.try_enter():
+            left -= await self._wait(receive)
+        running: asyncio.Future[Any] | None = None
+        try:
+            if len(body) > LARGE:
+                return await self._by_thread(predictor, body, request_id, left)
+            rows = rows_of(body, self._rows)
+            keys: Sequence[bytes] = ()
+            if self.cache is not None and predictor.deterministic:
+                keys = self.cache.keys(predictor.deployment.bundle_id, rows)
+                kept = [self.cache.get(key) for key in keys]
+                if None not in kept:
+                    return _document(predictor, kept, request_id), len(rows)
+            findings = predictor.check(rows)
+            if findings:
+                self._judge(predictor, findings)
+            pace = self._pace
+            batcher = Batcher.of(predictor, rows=pace.batch_rows, window=pace.batch_seconds, seconds=pace.seconds)
+            answers: Sequence[Any]
+            if len(rows) <= batcher.direct:
+                answers = predictor.answer(rows, findings)
+            else:
+                answers = await batcher.answer(rows, findings)
+            if keys:
+                answers = self._keep(keys, answers)
+            return _document(predictor, answers, request_id), len(rows)
+        except LateError as late:
+            running = late.call
+            raise self._late() from None
+        except DataError as error:  # what `check` let pass and the model cannot read
+            raise Problem(422, error.code, error.message) from error
+        finally:
+            if running is None:
+                gate.leave()
+            else:
+                running.add_done_callback(self._ended)
+
+    async def _wait(self, receive: Receive) -> float:
+        """Wait for a slot; the seconds that it took. Who hung up meanwhile is answered no more."""
+        begun = time.monotonic()
+        await self.gate.enter()
+        if hung_up(receive):
+            self.gate.leave()
+            raise GoneError
+        return time.monotonic() - begun
+
+    def _late(self) -> Problem:
+        return Problem(504, "timeout", f"an answer takes at most {self._pace.seconds:g} s; send fewer rows")
+
+    def _ended(self, call: "asyncio.Future[Any]") -> None:
+        self.gate.leave()
+        if not call.cancelled():
+            call.exception()  # looked at, so that nobody is told that it was not
+
+    async def _by_thread(self, predictor: Predictor, body: bytes, request_id: bytes, left: float) -> tuple[bytes, int]:
+        until = time.monotonic() + left
+        call = asyncio.get_running_loop().run_in_executor(self._large, self._whole, predictor, body, request_id, until)
+        found: tuple[bytes, int] = await _in_time(call, left)
+        return found
+
+    def _whole(self, predictor: Predictor, body: bytes, request_id: bytes, until: float) -> tuple[bytes, int]:
+        if time.monotonic() > until:
+            raise self._late()  # it waited for a thread until nobody waited for it
+        rows = rows_of(body, self._rows)
+        findings = predictor.check(rows)
+        if findings:
+            self._judge(predictor, findings)
+        return _document(predictor, predictor.answer(rows, findings), request_id), len(rows)
+
+    def _judge(self, predictor: Predictor, findings: Sequence[Finding]) -> None:
+        """Count warnings.
+
+        Raises:
+            Problem: 422 where one is an error.
+        """
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            raise _refused(errors)
+        self._metrics.warned(predictor.deployment.line, len(findings))
+
+    def _keep(self, keys: Sequence[bytes], answers: Sequence[Answer]) -> list[msgspec.Raw]:
+        """The answers, encoded; kept but for those with warnings, which are counted each time."""
+        assert self.cache is not None
+        encoded = [msgspec.Raw(encode(answer)) for answer in answers]
+        for key, answer, raw in zip(keys, answers, encoded, strict=True):
+            if not answer.get("warnings"):
+                self.cache.put(key, raw)
+        return encoded
+
+
+async def _in_time(call: "asyncio.Future[Any]", seconds: float) -> Any:
+    """What the call gives.
+
+    Raises:
+        LateError: not within that time; it goes on.
+    """
+    try:
+        # Unlike `wait_for`, this leaves the call alone: a thread cannot be stopped, so its slot must not be given away.
+        done, _ = await asyncio.wait((call,), timeout=max(seconds, 0.0))
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    if not done:
+        raise LateError(call)
+    return call.result()
+
+
+_second = (0, b"")  # and its text
+
+
+def _stamp() -> bytes:
+    """Now in UTC, to the millisecond; the text of a second is made once."""
+    global _second
+    now = time.time()
+    whole = int(now)
+    second, text = _second
+    if second != whole:
+        text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+        _second = (whole, text)
+    return b"%s.%03dZ" % (text, (now - whole) * 1000)
+
+
+def _document(predictor: Predictor, answers: Sequence[Any], request_id: bytes) -> bytes:
+    return b"".join(
+        (
+            predictor.head,
+            b',"request_id":"',
+            request_id,
+            b'","timestamp":"',
+            _stamp(),
+            b'","rows":',
+            encode(answers),
+            b"}",
+        )
+    )
+
+
+def _refused(errors: Sequence[Finding]) -> Problem:
+    first = errors[0]
+    return Problem(
+        422,
+        first.rule,
+        first.message,
+        field=first.column[:_NAME],
+        row=first.row,
+        details=[
+            {"code": found.rule, "message": found.message, "field": found.column[:_NAME], "row": found.row}
+            for found in errors[:_DETAILS]
+        ],
+    )

@@ -1,0 +1,306 @@
+"""What each line serves now. A model is loaded once, kept in a bounded cache, never loaded per request; a move loads beside.
+
+Knows lines and their versions; knows nothing of HTTP, Bento or the records of predictions.
+"""
+
+import gc
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from esteira.errors import EsteiraError, OutsideError
+from serving import predictor as predictors
+from serving.deployments import Deployment, Source
+from serving.predictor import Predictor
+
+# The longest pauses between two tries: of an alias that cannot be read, and of a version that cannot be loaded.
+_ASK_AGAIN, _LOAD_AGAIN = 5.0, 60.0
+# Seconds after which a source that has not answered counts as away.
+_SILENT = 5.0
+
+
+class PredictorCache:
+    """Loaded predictors, at most `capacity`; the least recently used one goes first. Loads each key once at a time."""
+
+    def __init__(self, capacity: int, loader: Callable[[Deployment], Predictor]) -> None:
+        self.capacity = max(1, capacity)
+        self._loader = loader
+        self._loaded: OrderedDict[Deployment, Predictor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loading: dict[Deployment, threading.Lock] = {}
+
+    def peek(self, deployment: Deployment) -> Predictor | None:
+        """The predictor if it is loaded; counts as a use, never loads."""
+        with self._lock:
+            predictor = self._loaded.get(deployment)
+            if predictor is not None:
+                self._loaded.move_to_end(deployment)
+            return predictor
+
+    def get(self, deployment: Deployment) -> Predictor:
+        """The predictor, loaded if need be.
+
+        Raises:
+            EsteiraError: what the loader raises; nothing is cached then.
+        """
+        predictor = self.peek(deployment)
+        if predictor is not None:
+            return predictor
+        with self._lock:
+            gate = self._loading.setdefault(deployment, threading.Lock())
+        with gate:
+            predictor = self.peek(deployment)
+            if predictor is not None:
+                return predictor
+            try:
+                predictor = self._loader(deployment)
+            except BaseException:
+                with self._lock:
+                    self._loading.pop(deployment, None)
+                raise
+            with self._lock:
+                # Together, or who comes in between would load it again.
+                self._loading.pop(deployment, None)
+                self._loaded[deployment] = predictor
+                while len(self._loaded) > self.capacity:
+                    self._loaded.popitem(last=False)
+        return predictor
+
+    def drop(self, deployment: Deployment) -> None:
+        """Forget a predictor; requests in flight keep theirs."""
+        with self._lock:
+            self._loaded.pop(deployment, None)
+
+    def deployments(self) -> list[Deployment]:
+        """What is loaded, the least recently used one first."""
+        with self._lock:
+            return list(self._loaded)
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+
+def _ignore(*_: object) -> None:
+    """Told, and does nothing."""
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """Why a line is not where its alias points. Holds no exception: its frames would keep the failed model in memory.
+
+    Attributes:
+        wanted: what cannot be loaded; None when the alias itself could not be read.
+        code: of the failure.
+        said: the failure in words.
+        tries: how often, in a row.
+        again: when it is tried again, by the monotonic clock.
+    """
+
+    wanted: Deployment | None
+    code: str
+    said: str
+    tries: int
+    again: float
+
+
+class Deployed:
+    """What each line serves now. Readers never wait: a move loads the new model first, then swaps one reference.
+
+    Args:
+        source: where deployments come from.
+        capacity: how many models stay loaded.
+        device: `auto`, `cpu` or `cuda`.
+        report: called with (line, error) when a line cannot follow its alias; the last good model goes on serving.
+        moved: called with (old, new) after a line's model changed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        capacity: int = 16,
+        device: str = "auto",
+        report: Callable[[str, Exception], None] = _ignore,
+        moved: Callable[[Deployment | None, Deployment | None], None] = _ignore,
+    ) -> None:
+        self.lines = tuple(source.lines)
+        self.cache = PredictorCache(capacity, self._load)
+        self._source = source
+        self._device = device
+        self._current: dict[str, Deployment] = {}
+        # Where all lines have room, a request takes its model from here: one look, and no other line's move evicts it.
+        self._held: dict[str, Predictor] = {}
+        self._holds = len(self.lines) <= self.cache.capacity
+        self._report = report
+        self._moved = moved
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._period = 1.0
+        self._troubles: dict[str, _Trouble] = {}
+        # When the source was asked something that it has not answered yet; and whether its last answer was a failure.
+        self._asked: float | None = None
+        self._silent = False
+
+    @property
+    def ready(self) -> bool:
+        """True when at least one line has a model; a line without one answers 503 for itself."""
+        return bool(self._current)
+
+    @property
+    def complete(self) -> bool:
+        """True when every line that has a release serves: its own, or the last good one while a newer cannot be loaded."""
+        return all(line in self._current for line in self._troubles)
+
+    @property
+    def away(self) -> bool:
+        """True while the source does not say where the aliases point: it failed when it was asked last, or has not answered for long."""
+        asked = self._asked
+        return self._silent or (asked is not None and time.monotonic() - asked > _SILENT)
+
+    @property
+    def now(self) -> Mapping[str, Deployment]:
+        """Line -> what it serves; a snapshot."""
+        return self._current
+
+    @property
+    def models(self) -> int:
+        """Models in memory."""
+        held = [predictor.deployment for predictor in self._held.values()]
+        return len({*held, *self.cache.deployments()})
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Line -> `{"state": "ready" | "failed" | "none", "version", "why"}`; no exception's words.
+
+        `failed` is a line whose release could not be loaded; `version` is what serves meanwhile, if anything does, and `why`
+        the failure's code. `none` has no release.
+        """
+        said = {}
+        for line in self.lines:
+            served, trouble = self._current.get(line), self._troubles.get(line)
+            failed = trouble is not None and (trouble.wanted is not None or served is None)
+            said[line] = {
+                "state": "failed" if failed else "none" if served is None else "ready",
+                "version": None if served is None else served.version,
+                "why": None if trouble is None else trouble.code,
+            }
+        return said
+
+    def serves(self, line: str, number: int) -> bool:
+        """True when that version of the line is deployed now."""
+        deployment = self._current.get(line)
+        return deployment is not None and deployment.version == number
+
+    def loaded(self, line: str) -> Predictor | None:
+        """The line's predictor if it is in memory: the fast path."""
+        held = self._held.get(line)
+        if held is not None:
+            return held
+        deployment = self._current.get(line)
+        return None if deployment is None else self.cache.peek(deployment)
+
+    def predictor(self, line: str, number: int | None = None) -> Predictor | None:
+        """The line's predictor, loaded if it was evicted; of version `number` when given. May read files and the registry.
+
+        Returns:
+            None when nothing is released, or there is no such version.
+        """
+        if number is not None and not self.serves(line, number):
+            other = self._source.version(line, number)
+            return None if other is None else self.cache.get(other)
+        while (deployment := self._current.get(line)) is not None:
+            found = self.cache.get(deployment)
+            if self._current.get(line) == deployment or number is not None:
+                return found
+            # It moved while we loaded; what was moved away must not come back into memory.
+            self.cache.drop(deployment)
+        return None
+
+    def start(self, period: float = 1.0) -> None:
+        """Load what is released now, and follow the aliases every `period` seconds if the source moves.
+
+        A line without a release is only not ready; one that cannot be loaded is reported, and tried again.
+
+        Raises:
+            EsteiraError: nothing could be loaded, and this is why.
+        """
+        self._period = period
+        refused = [error for line in self.lines if (error := self._try_to_follow(line)) is not None]
+        if refused and not self._current:
+            raise refused[0]
+        gc.collect()
+        gc.freeze()
+        if self._source.moves:
+            self._thread = threading.Thread(target=self._run, name="follow-aliases", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period):
+            for line in self.lines:
+                self._try_to_follow(line)
+
+    def _try_to_follow(self, line: str) -> Exception | None:
+        """Follow one line's alias; a failure leaves the last good model, and is tried again after a growing pause."""
+        before = self._troubles.get(line)
+        wanted: Deployment | None = None
+        try:
+            if before is not None and before.wanted is None and time.monotonic() < before.again:
+                return None
+            self._asked = time.monotonic()
+            wanted = self._source.current(line)
+            self._asked, self._silent = None, False
+            if before is not None and before.wanted == wanted is not None and time.monotonic() < before.again:
+                return None
+            self._follow(line, wanted)
+            if before is not None:
+                self._troubles = {name: kept for name, kept in self._troubles.items() if name != line}
+        except Exception as error:  # noqa: BLE001 - a follower that ended would freeze the line unseen
+            if self._asked is not None:
+                self._asked, self._silent = None, True
+            tries = before.tries + 1 if before is not None and before.wanted == wanted else 1
+            longest = _ASK_AGAIN if wanted is None else _LOAD_AGAIN
+            pause = max(self._period, min(self._period * 2.0 ** min(tries, 30), longest))
+            code = error.code if isinstance(error, EsteiraError) else "internal"
+            trouble = _Trouble(wanted, code, str(error), tries, time.monotonic() + pause)
+            self._troubles = {**self._troubles, line: trouble}
+            # The same trouble is told once, not at every try.
+            if before is None or before.said != trouble.said:
+                self._report(line, error)
+            return error
+        return None
+
+    def _follow(self, line: str, wanted: Deployment | None) -> None:
+        served = self._current.get(line)
+        if wanted == served:
+            return
+        if wanted is not None:
+            # Beside the one that serves; requests go on with that until the new one has answered its golden rows.
+            predictor = self.cache.get(wanted)
+            if self._holds:
+                self._held = {**self._held, line: predictor}
+            self._current = {**self._current, line: wanted}
+        else:
+            self._held = {name: kept for name, kept in self._held.items() if name != line}
+            self._current = {name: kept for name, kept in self._current.items() if name != line}
+        if served is not None:
+            self.cache.drop(served)
+        self._moved(served, wanted)
+
+    def _load(self, wanted: Deployment) -> Predictor:
+        try:
+            return predictors.load(self._source.folder(wanted), wanted, self._device)
+        except MemoryError as error:
+            raise OutsideError(
+                "a new model is loaded beside the one that serves, but there is no memory for both",
+                code="out_of_memory",
+                where=wanted.line,
+                cure="give the service more memory, or release a smaller model; it is tried again",
+            ) from error

@@ -1,0 +1,453 @@
+"""Batch predictions of a service: asked for over its routes, answered by another process, gone on with after any end."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esteira.errors import ConfigError
+from esteira.settings import Settings, load_settings
+from esteira.store import BatchJobs, Store
+from serving.deployments import Folder
+from serving.jobs import Jobs
+from serving.problems import Problem
+from tests.batches import answered, errors, some_rows, write
+from tests.serving_process import Service as Running
+from tests.serving_process import descendants, gone
+from tests.small_bundle import make_bundle
+from tests.stores import sqlite_store, sqlite_template, store, store_url
+
+__all__ = ["sqlite_store", "sqlite_template", "store", "store_url"]
+
+LINE = "tabular@shop-buys"
+
+
+class Service:
+    """Jobs as a service has them, over one bundle; `root` is where data and results may lie."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        source = Folder(folder)
+        deployed: Any = SimpleNamespace(now={LINE: source.current(LINE)}, lines=(LINE, "tabular@empty"))
+        self.settings, self.source, self.deployed = settings, source, deployed
+        self.jobs = self.made()
+
+    def made(self, lease: float = 30.0) -> Jobs:
+        return Jobs(self.deployed, self.source, self.settings, period=0.05, lease=lease)
+
+    def ask(self, path: str, document: Any = None, *, method: str = "", jobs: Jobs | None = None) -> tuple[int, Any]:
+        body = document if isinstance(document, bytes) else b"" if document is None else json.dumps(document).encode()
+        verb = method or ("GET" if document is None else "POST")
+        assert (jobs or self.jobs).takes(path)
+        try:
+            return asyncio.run((jobs or self.jobs).handle(verb, path, body, "caller"))
+        except Problem as problem:
+            return problem.status, problem.error
+
+    def submit(self, **words: Any) -> Any:
+        status, job = self.ask(f"/v1/models/{LINE}/batch-predict", words)
+        assert 202 == status, job
+        return job
+
+    def wait(self, job: Any, until: Callable[[Any], bool], seconds: float = 60) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.ask(f"/v1/batch-predictions/{job['id']}")[1]
+            if until(found):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(found)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jobs") / "bundle"
+    make_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def service(bundle: Path, root: Path, sqlite_store: Store) -> Iterator[Service]:
+    url = sqlite_store.engine.url.render_as_string(hide_password=False)
+    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
+    yield made
+    made.jobs.stop()
+
+
+def _ended(job: Any) -> bool:
+    return job["state"] in {"done", "failed", "cancelled"}
+
+
+@pytest.mark.requirement("K-57")
+def test_a_thousand_rows_of_which_three_are_bad(service: Service, root: Path) -> None:
+    """K-57 Done when: 1,000 rows with 3 bad give processed 997, error 3, progress 100."""
+    rows = some_rows(1000)
+    for number in (10, 400, 999):
+        rows[number]["age"] = "?!"
+    data = write(root / "rows.csv", rows)
+    service.jobs.start()
+
+    job = service.submit(data=str(data), keep=["city"])
+    assert ("queued", 0, None) == (job["state"], job["progress"], job["errors"])
+    done = service.wait(job, _ended)
+
+    assert ("done", 997, 3, 100) == (done["state"], done["processed"], done["error"], done["progress"])
+    assert (LINE, None, 1000) == (done["line"], done["version"], done["rows"])
+    out = Path(done["out"])
+    assert out.is_relative_to(root)
+    assert 997 == len(answered(out))
+    assert [11, 401, 1000] == [error["row"] for error in errors(out)]
+    assert str(out / "errors.jsonl") == done["errors"]
+    assert done["created_at"] <= done["started_at"] <= done["finished_at"]
+
+
+def test_a_bundle_id_names_a_model_too(service: Service, root: Path) -> None:
+    data = write(root / "rows.jsonl", some_rows(10))
+    bundle_id = service.source.current(LINE).bundle_id  # type: ignore[union-attr]
+
+    status, job = service.ask(f"/v1/models/{bundle_id}/batch-predict", {"data": str(data), "format": "jsonl"})
+
+    assert (202, bundle_id) == (status, job["bundle_id"])
+
+
+def test_a_job_is_cancelled_and_resumed_where_it_was(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(1000))
+    service.jobs.start()
+    job = service.submit(data=str(data), rate=400, rows_per_part=100)
+    service.wait(job, lambda job: job["processed"] >= 100)
+
+    status, cancelled = service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {})
+    assert (200, "cancelled") == (status, cancelled["state"])
+    assert 200 == service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {})[0], "again is no error"
+    assert (Path(job["out"]) / "journal.jsonl").exists()
+
+    status, resumed = service.ask(f"/v1/batch-predictions/{job['id']}/resume", {})
+    assert (202, "queued") == (status, resumed["state"])
+    done = service.wait(job, _ended)
+    assert ("done", 1000, 100) == (done["state"], done["processed"], done["progress"])
+    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+    assert (409, "wrong_state") == _told(service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {}))
+    assert (409, "wrong_state") == _told(service.ask(f"/v1/batch-predictions/{job['id']}/resume", {}))
+
+
+def test_a_service_that_starts_again_goes_on_with_what_was_left(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(1000))
+    service.jobs.start()
+    job = service.submit(data=str(data), rate=300, rows_per_part=100)
+    service.wait(job, lambda job: job["processed"] >= 100)
+    service.jobs.stop()
+    assert "queued" == service.wait(job, lambda _: True)["state"]
+
+    again = service.made()
+    again.start()
+    try:
+        done = service.wait(job, _ended)
+    finally:
+        again.stop()
+
+    assert ("done", 1000) == (done["state"], done["processed"])
+    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+
+
+def test_a_job_of_a_service_that_was_killed_is_begun_again_by_another(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(300))
+    job = service.submit(data=str(data))
+    kept = BatchJobs(Store.open(service.settings.database_url))
+    assert kept.claim("a service that is no more", lease=30.0) is not None
+    again = service.made(lease=0.2)
+    again.start()
+    try:
+        done = service.wait(job, _ended)
+    finally:
+        again.stop()
+
+    assert ("done", 300) == (done["state"], done["processed"])
+
+
+def test_a_process_that_is_killed_is_a_job_that_failed_and_can_be_resumed(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(1000))
+    service.jobs.start()
+    job = service.submit(data=str(data), rate=300, rows_per_part=100)
+    service.wait(job, lambda job: job["processed"] >= 100)
+
+    for pid in descendants(os.getpid())[1:]:
+        if b"esteira.batch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    failed = service.wait(job, _ended)
+    assert ("failed", "process_died") == (failed["state"], failed["failure"]["code"])
+
+    assert 202 == service.ask(f"/v1/batch-predictions/{job['id']}/resume", {})[0]
+    done = service.wait(job, lambda job: job["state"] == "done")
+    assert done["failure"] is None
+    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+
+
+def test_too_many_bad_rows_fail_a_job_with_the_reason(service: Service, root: Path) -> None:
+    rows = some_rows(100)
+    for row in rows[:30]:
+        row["age"] = "?!"
+    service.jobs.start()
+    job = service.submit(data=str(write(root / "rows.csv", rows)))
+
+    failed = service.wait(job, _ended)
+
+    assert ("failed", "too_many_bad_rows") == (failed["state"], failed["failure"]["code"])
+    assert 30 == len({error["row"] for error in errors(Path(job["out"]))})
+
+
+def test_one_job_is_under_way_at_a_time_whoever_works(service: Service, root: Path) -> None:
+    first, second = service.jobs, service.made()
+    for jobs in (first, second):
+        jobs.start()
+    try:
+        made = [
+            service.submit(data=str(write(root / f"{name}.csv", some_rows(300))), rate=300, rows_per_part=100)
+            for name in "abc"
+        ]
+        most = 0
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            states = [service.ask(f"/v1/batch-predictions/{job['id']}")[1]["state"] for job in made]
+            most = max(most, states.count("running"))
+            if states.count("done") == 3:
+                break
+            time.sleep(0.02)
+    finally:
+        second.stop()
+
+    assert ["done"] * 3 == states
+    assert 1 == most
+
+
+def test_addresses_outside_of_the_roots_are_refused(service: Service, root: Path, tmp_path: Path) -> None:
+    write(root / "rows.csv", some_rows(3))
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "rows.csv", some_rows(3))
+    (root / "link.csv").symlink_to(other / "rows.csv")
+    (root / "way").symlink_to(other)
+    path = f"/v1/models/{LINE}/batch-predict"
+
+    for words in (
+        {"data": str(other / "rows.csv")},
+        {"data": str(root / "link.csv")},
+        {"data": f"{root}/../other/rows.csv"},
+        {"data": "s3://lake/rows.csv"},
+        {"data": str(root / "rows.csv"), "out": str(other / "out")},
+        {"data": str(root / "rows.csv"), "out": str(root / "way" / "out")},
+        {"data": "/etc/passwd"},
+    ):
+        assert (403, "outside_roots") == _told(service.ask(path, words)), words
+    for address in ("rows.csv", "file:///etc/passwd", "~/rows.csv", "sqlite:///x.db", "/a\0b"):
+        assert (422, "bad_address") == _told(service.ask(path, {"data": address})), address
+    assert (422, "missing_file") == _told(service.ask(path, {"data": str(root / "none.csv")}))
+
+
+def test_a_link_that_is_made_after_the_submission_leads_nowhere(service: Service, root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "rows.csv", some_rows(3))
+    data = write(root / "rows.csv", some_rows(3))
+    job = service.submit(data=str(data))
+    data.unlink()
+    data.symlink_to(other / "rows.csv")
+
+    service.jobs.start()
+
+    failed = service.wait(job, _ended)
+    assert ("failed", "outside_roots") == (failed["state"], failed["failure"]["code"])
+
+
+def test_without_roots_there_are_no_jobs_and_no_database_is_opened(bundle: Path, tmp_path: Path) -> None:
+    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": f"sqlite:///{tmp_path / 'none.db'}"}, None))
+    made.jobs.start()
+
+    assert (403, "no_batch_roots") == _told(made.ask(f"/v1/models/{LINE}/batch-predict", {"data": "/x"}))
+    assert (403, "no_batch_roots") == _told(made.ask("/v1/batch-predictions/1"))
+    made.jobs.stop()
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("roots", ["data", "/srv,../x", "s3://", "file:///srv", "~/data"])
+def test_roots_are_absolute_folders_or_s3(roots: str) -> None:
+    with pytest.raises(ConfigError, match="ESTEIRA_BATCH_ROOTS"):
+        load_settings({"ESTEIRA_BATCH_ROOTS": roots}, None)
+    assert ("/srv", "s3://lake/in/") == load_settings({"ESTEIRA_BATCH_ROOTS": "/srv, s3://lake/in/"}, None).batch_roots
+
+
+def test_what_is_not_there_and_what_is_not_allowed_has_its_status(service: Service) -> None:
+    path = f"/v1/models/{LINE}/batch-predict"
+
+    assert (404, "unknown_model") == _told(service.ask("/v1/models/nothing/batch-predict", {"data": "/x"}))
+    assert (503, "no_model") == _told(service.ask("/v1/models/tabular@empty/batch-predict", {"data": "/x"}))
+    assert (404, "unknown_job") == _told(service.ask(f"/v1/batch-predictions/{'0' * 32}"))
+    assert (404, "unknown_job") == _told(service.ask("/v1/batch-predictions/x'; drop table batch_jobs"))
+    assert (405, "method") == _told(service.ask(path, method="GET"))
+    assert (405, "method") == _told(service.ask("/v1/batch-predictions/x/cancel", method="DELETE"))
+    assert (400, "bad_json") == _told(service.ask(path, b"{"))
+    assert (422, "missing_field") == _told(service.ask(path, {}))
+    assert (422, "unknown_field") == _told(service.ask(path, {"data": "/x", "workers": 9}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 60_001}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 0.5}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "delimiter": '"'}))
+    assert (403, "outside_roots") == _told(service.ask(path, {"data": "/x", "rows_per_part": 100.0, "rate": 5}))
+    nothing = dict.fromkeys(("out", "rows_per_part", "rate"))
+    assert (403, "outside_roots") == _told(service.ask(path, {"data": "/x", **nothing}))
+    assert not service.jobs.takes("/v1/tabular/predict")
+    assert not service.jobs.takes("/v1/batch-predictions/")
+
+
+def test_more_jobs_than_may_wait_are_turned_away(service: Service, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.jobs._MOST", 2)
+    data = write(root / "rows.csv", some_rows(3))
+    for _ in range(2):
+        service.submit(data=str(data))
+
+    assert (429, "too_many_jobs") == _told(service.ask(f"/v1/models/{LINE}/batch-predict", {"data": str(data)}))
+
+
+def test_a_store_that_is_away_is_a_503_without_its_words(bundle: Path, root: Path) -> None:
+    url = "postgresql+psycopg2://ana:s3cret@127.0.0.1:1/shop"
+    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
+
+    status, error = made.ask(f"/v1/batch-predictions/{'0' * 32}")
+
+    assert (503, "store_away") == (status, error["code"])
+    assert "s3cret" not in json.dumps(error)
+    assert "psycopg" not in json.dumps(error)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(body=st.binary(max_size=40) | _JSON.map(lambda value: json.dumps(value).encode()) | st.fixed_dictionaries(
+    {"data": _JSON}, optional=dict.fromkeys(("out", "keep", "rate", "format", "rows_per_part", "max_bad_share", "delimiter"), _JSON)
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_body_is_answered_with_a_4xx(body: bytes, service: Service) -> None:
+    status, error = service.ask(f"/v1/models/{LINE}/batch-predict", body, method="POST")
+
+    assert 400 <= status < 500
+    assert {"code", "message"} <= error.keys()
+
+
+@pytest.mark.slow
+def test_a_service_that_is_killed_goes_on_with_its_job_when_it_is_started_again(
+    bundle: Path, root: Path, tmp_path: Path
+) -> None:
+    """The real service over a socket, its whole tree killed by kill -9 in the middle of a job, and started again."""
+    data = write(root / "rows.csv", some_rows(3000))
+    env = {
+        "ESTEIRA_HOME": str(tmp_path / "home"), "ESTEIRA_BATCH_ROOTS": str(root), "ESTEIRA_DRAIN_SECONDS": "0",
+        "ESTEIRA_DATABASE_URL": f"sqlite:///{tmp_path / 'store.db'}",
+    }  # fmt: skip
+    words = ["--bundle", str(bundle), "--port", "0"]
+    first = Running(words, env=env, log=tmp_path / "first.log").wait_ready()
+    try:
+        asked = {"data": str(data), "rate": 500, "rows_per_part": 250}
+        status, job, _ = first.ask(f"/v1/models/{LINE}/batch-predict", asked)
+        assert 202 == status, job
+        path = f"/v1/batch-predictions/{job['id']}"
+        assert (401, 405) == (first.ask(path, key=None)[0], first.ask(path, method="DELETE")[0])
+        _until(lambda: first.ask(path)[1]["processed"] >= 500)
+        tree = first.tree()
+        assert [pid for pid in tree if b"esteira.batch" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    finally:
+        for pid in first.tree():
+            os.kill(pid, signal.SIGKILL)
+        first.stop()
+    assert gone(tree)
+
+    second = Running(words, env=env, log=tmp_path / "second.log").wait_ready()
+    try:
+        _until(lambda: _ended(second.ask(path)[1]))
+        status, done, _ = second.ask(path)
+    finally:
+        second.stop()
+    assert (200, "done", 3000, 0, 100) == (status, done["state"], done["processed"], done["error"], done["progress"])
+    assert list(range(1, 3001)) == [row["row"] for row in answered(Path(done["out"]))]
+
+
+def _until(true: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+class TestStore:
+    def test_a_job_is_claimed_once_and_again_when_its_owner_gives_no_sign(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        for name in ("a", "b"):
+            assert jobs.add(_values(name), most=10) is not None
+
+        assert jobs.waiting(lease=60)
+        first = jobs.claim("one", lease=60)
+        assert first is not None
+        assert "a" == first.job_id
+        assert jobs.claim("two", lease=60) is None, "one at a time"
+        assert jobs.tell("a", "one", processed=5)
+        assert not jobs.tell("a", "two", processed=6)
+        lost = jobs.claim("two", lease=0)
+        assert lost is not None
+        assert ("a", "two", 5) == (lost.job_id, lost.owner, lost.processed)
+        assert not jobs.tell("a", "one", processed=7), "the former owner has nothing to say any more"
+        assert jobs.tell("a", "two", state="done", progress=100)
+        following = jobs.claim("one", lease=60)
+        assert following is not None
+        assert "b" == following.job_id
+
+    def test_a_job_moves_only_from_the_states_that_are_named(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        jobs.add(_values("a"), most=10)
+
+        assert not jobs.move("a", ("cancelled", "failed"), state="queued")
+        assert jobs.move("a", ("queued", "running"), state="cancelled")
+        assert not jobs.waiting(lease=60)
+        assert jobs.claim("one", lease=60) is None
+        found = jobs.find("a")
+        assert found is not None
+        assert "cancelled" == found.state
+
+    def test_no_tenant_sees_the_jobs_of_another(self, store: Store) -> None:
+        BatchJobs(store).add(_values("a"), most=10)
+
+        other = BatchJobs(Store(store.engine, "another-tenant"))
+        assert other.find("a") is None
+        assert other.claim("one", lease=0) is None
+        assert not other.move("a", ("queued",), state="cancelled")
+
+    def test_no_more_than_so_many_wait(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        assert jobs.add(_values("a"), most=1) is not None
+        assert jobs.add(_values("b"), most=1) is None
+
+
+def _values(job_id: str) -> dict[str, Any]:
+    return {
+        "job_id": job_id, "line": LINE, "version": 3, "bundle_id": "b" * 64, "data": "/in", "out": "/out",
+        "options": {"form": "jsonl"}, "created_by": "caller",
+    }  # fmt: skip
+
+
+def _told(answer: tuple[int, Any]) -> tuple[int, str]:
+    return answer[0], answer[1].get("code", "")

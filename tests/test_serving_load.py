@@ -1,0 +1,402 @@
+"""Under load a bounded number is answered, a bounded number waits its turn, the rest is told when to come back, and no slot is lost."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esteira.family import Answer, Finding, Row
+from serving.answering import LARGE, Pace
+from serving.body import Limits
+from serving.cache import AnswerCache
+from serving.gate import Gate
+from serving.http import Api
+from serving.predictor import Predictor
+from serving.problems import Problem
+from serving.started import Resumed, begin
+from tests.serving_fakes import GOOD, LINE, PREDICT, FakeSource, ask, asked, make_api
+
+# A coroutine that is started by hand
+
+
+async def _after(turns: int, value: Any) -> Any:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_a_coroutine_started_by_hand_gives_what_it_gives_when_awaited(turns: int) -> None:
+    async def run() -> Any:
+        found = begin(_after(turns, "it"))
+        assert isinstance(found, Resumed) == (turns > 0)
+        return await found if isinstance(found, Resumed) else found
+
+    assert "it" == asyncio.run(run())
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_what_it_raises_is_raised(turns: int) -> None:
+    async def run() -> None:
+        found = begin(_after(turns, KeyError("x")))
+        assert isinstance(found, Resumed)
+        await found
+
+    with pytest.raises(KeyError):
+        asyncio.run(run())
+
+
+def test_a_timeout_reaches_it_and_its_own_clean_up_runs() -> None:
+    seen = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            seen.append("cleaned")
+
+    async def run() -> None:
+        found = begin(slow())
+        assert isinstance(found, Resumed)
+        async with asyncio.timeout(0.01):
+            await found
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert ["cleaned"] == seen
+
+
+# The gate
+
+
+@given(
+    limit=st.integers(1, 3),
+    queue=st.integers(0, 3),
+    steps=st.lists(st.tuples(st.sampled_from(["arrive", "leave", "give up"]), st.integers(0, 9)), max_size=40),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_slot_is_lost_or_promised_twice_whoever_comes_leaves_or_gives_up(
+    limit: int, queue: int, steps: list[tuple[str, int]]
+) -> None:
+    async def run() -> None:
+        gate = Gate(limit, queue, 60.0)
+        waiting: list[asyncio.Task[None]] = []
+        served: list[int] = []
+        inside = refused = number = 0
+
+        async def come(me: int) -> None:
+            await gate.enter()
+            served.append(me)
+
+        for what, which in steps:
+            if what == "arrive":
+                number += 1
+                waiting.append(asyncio.create_task(come(number)))
+            elif what == "leave" and inside:
+                inside -= 1
+                gate.leave()
+            elif what == "give up" and waiting:
+                waiting[which % len(waiting)].cancel()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            for task in [task for task in waiting if task.done()]:
+                waiting.remove(task)
+                if task.cancelled():
+                    continue
+                if task.exception() is None:
+                    inside += 1
+                else:
+                    refused += 1
+            assert inside == gate.inside <= limit
+            assert len(waiting) == gate.waiting <= queue
+            assert not waiting or inside == limit, "nobody waits while a slot is free"
+        assert refused == gate.refused
+        assert sorted(served) == served, "first come, first served"
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for _ in range(inside):
+            gate.leave()
+        assert (0, 0) == (gate.inside, gate.waiting)
+
+    asyncio.run(run())
+
+
+def test_a_slot_that_was_handed_to_a_caller_who_gives_up_in_the_same_turn_goes_on_to_the_next() -> None:
+    async def run() -> int:
+        gate = Gate(1, 2, 60.0)
+        await gate.enter()
+        first, second = asyncio.create_task(gate.enter()), asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        gate.leave()
+        first.cancel()
+        await second
+        assert first.cancelled()
+        gate.leave()
+        return gate.inside
+
+    assert 0 == asyncio.run(run())
+
+
+def test_who_waits_too_long_is_told_so_and_retry_after_follows_how_long_it_takes() -> None:
+    async def run() -> tuple[Problem, Problem]:
+        gate = Gate(1, 1, 0.02)
+        await gate.enter()
+        with pytest.raises(Problem) as late:
+            await gate.enter()
+        gate._mean = 2.4  # as after waits of that many seconds
+        waiting = asyncio.create_task(gate.enter())
+        await asyncio.sleep(0)
+        with pytest.raises(Problem) as busy:
+            await gate.enter()
+        waiting.cancel()
+        return late.value, busy.value
+
+    late, busy = asyncio.run(run())
+    assert (503, "waited", b"1") == (late.status, late.error["code"], dict(late.headers)[b"retry-after"])
+    assert (429, "busy", b"3") == (busy.status, busy.error["code"], dict(busy.headers)[b"retry-after"])
+
+
+# The API
+
+
+class Slow:
+    """A model that answers when it may; counts its calls."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.calls = 0
+        self.seconds = 0.0
+
+    def check(self, rows: Sequence[Row]) -> list[Finding]:
+        return []
+
+    def answer(self, rows: Sequence[Row]) -> list[Answer]:
+        self.calls += 1
+        if self.seconds:
+            time.sleep(self.seconds)
+        else:
+            self.may.wait(20)
+        return [{"prediction": row.get("a"), "warnings": []} for row in rows]
+
+
+Make = Callable[..., Api]
+
+
+@pytest.fixture
+def model() -> Iterator[Slow]:
+    made = Slow()
+    yield made
+    made.may.set()
+
+
+@pytest.fixture
+def slow_api(monkeypatch: pytest.MonkeyPatch, model: Slow) -> Make:
+    """An API whose model runs in threads, each request alone."""
+
+    def make(pace: Pace | None = None, **options: Any) -> Api:
+        def load(folder: Any, deployment: Any, device: str) -> Predictor:
+            return Predictor(deployment, model, {}, "cpu", cost_us=1e6)
+
+        monkeypatch.setattr("serving.predictor.load", load)
+        return make_api(FakeSource(LINE), pace=pace or Pace(batch_rows=1), **options)
+
+    return make
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_a_storm_of_ten_times_the_limit_gets_only_200_and_429_and_nobody_is_lost(slow_api: Make, model: Slow) -> None:
+    model.seconds = 0.002
+    gate = Gate(4, 4, 30.0)
+    api = slow_api(gate=gate)
+
+    async def storm() -> list[tuple[int, Any, dict[str, str]]]:
+        return await asyncio.gather(*(asked(api, PREDICT, b'{"rows": [{"a": %d}]}' % number) for number in range(80)))
+
+    answers = asyncio.run(storm())
+
+    statuses = [status for status, _, _ in answers]
+    assert {200, 429} == set(statuses)
+    assert 8 <= statuses.count(200) == model.calls
+    assert 80 - statuses.count(200) == gate.refused
+    assert all(
+        document["rows"][0]["prediction"] == n for n, (status, document, _) in enumerate(answers) if status == 200
+    )
+    assert all(int(headers["retry-after"]) >= 1 for status, _, headers in answers if status == 429)
+    assert (0, 0, 0, 0) == (gate.inside, gate.waiting, api.in_flight, api.bodies)
+
+
+def test_an_answer_that_takes_too_long_is_504_and_keeps_its_slot_until_its_thread_ends(
+    slow_api: Make, model: Slow
+) -> None:
+    gate = Gate(1, 1, 0.05)
+    api = slow_api(gate=gate, pace=Pace(seconds=0.05, batch_rows=1))
+
+    async def run() -> list[tuple[int, str]]:
+        found = []
+        for _ in range(2):
+            status, document, _ = await asked(api, PREDICT, GOOD)
+            found.append((status, document["error"]["code"]))
+        assert 1 == gate.inside
+        model.may.set()
+        await _until(lambda: gate.inside == 0)
+        status, document, _ = await asked(api, PREDICT, GOOD)
+        return [*found, (status, document["rows"][0]["prediction"])]
+
+    assert [(504, "timeout"), (503, "waited"), (200, 1)] == asyncio.run(run())
+
+
+def test_a_large_body_is_answered_by_a_thread_and_in_time_too(slow_api: Make, model: Slow) -> None:
+    gate = Gate(1, 1, 5.0)
+    api = slow_api(gate=gate, pace=Pace(seconds=0.05), limits=Limits(rows=3, body=10 * LARGE, bodies=10 * LARGE))
+    body = json.dumps({"rows": [{"a": 1, "text": "x" * LARGE}]}).encode()
+
+    async def run() -> tuple[int, int]:
+        late, _, _ = await asked(api, PREDICT, body)
+        assert 1 == gate.inside
+        model.may.set()
+        await _until(lambda: gate.inside == 0)
+        return late, (await asked(api, PREDICT, body))[0]
+
+    assert (504, 200) == asyncio.run(run())
+    assert 422 == ask(api, PREDICT, body.replace(b'"rows"', b'"raws"'))[0]
+
+
+def test_a_caller_who_hangs_up_while_it_waits_is_not_answered(slow_api: Make, model: Slow) -> None:
+    gate = Gate(1, 1, 5.0)
+    api = slow_api(gate=gate)
+
+    async def run() -> list[int]:
+        first = asyncio.create_task(asked(api, PREDICT, GOOD))
+        await _until(lambda: model.calls == 1)
+        second = asyncio.create_task(asked(api, PREDICT, GOOD, hangs_up=True))
+        await _until(lambda: gate.waiting == 1)
+        model.may.set()
+        return [(await first)[0], (await second)[0]]
+
+    assert [200, 0] == asyncio.run(run())
+    assert (1, 0) == (model.calls, gate.inside)
+
+
+def test_probes_health_and_metrics_never_wait(slow_api: Make, model: Slow) -> None:
+    class Health:
+        ready = True
+
+        def report(self) -> tuple[int, dict[str, Any]]:
+            return 200, {"status": "healthy"}
+
+    api = slow_api(gate=Gate(60, 0, 5.0), health=Health())
+
+    async def run() -> dict[str, int]:
+        stuck = [asyncio.create_task(asked(api, PREDICT, GOOD)) for _ in range(60)]
+        await _until(lambda: model.calls >= 1 and api.in_flight == 60)
+        found = {}
+        async with asyncio.timeout(10):
+            for path in ("/livez", "/readyz", "/health", "/metrics", "/openapi.json", f"/v1/{LINE}/model"):
+                found[path] = (await asked(api, path, method="GET"))[0]
+            found[PREDICT] = (await asked(api, PREDICT, GOOD))[0]
+        model.may.set()
+        assert {200} == {status for status, _, _ in await asyncio.gather(*stuck)}
+        return found
+
+    assert {
+        "/livez": 200, "/readyz": 503, "/health": 200, "/metrics": 200, "/openapi.json": 200, f"/v1/{LINE}/model": 200, PREDICT: 429,
+    } == asyncio.run(run())  # fmt: skip  # no life span was started, so it is not ready
+
+
+def test_a_service_that_drains_answers_on_and_ends_each_connection_with_the_answer(slow_api: Make, model: Slow) -> None:
+    model.may.set()
+    api = slow_api()
+
+    async def run(drains: bool) -> list[tuple[int, str | None]]:
+        if drains:
+            await asyncio.to_thread(api.drain)
+        asking: list[Awaitable[tuple[int, Any, dict[str, str]]]] = [
+            asked(api, PREDICT, GOOD),
+            asked(api, PREDICT, b"{"),
+            asked(api, "/v1/none/predict", GOOD),
+            asked(api, "/docs.json", method="GET"),
+            asked(api, "/livez", method="GET"),
+            asked(api, "/readyz", method="GET", key=""),
+        ]
+        return [(status, headers.get("connection")) for status, _, headers in [await one for one in asking]]
+
+    api._alive = True
+    before, after = asyncio.run(run(False)), asyncio.run(run(True))
+
+    assert [(200, None), (400, None), (404, None), (200, None), (200, None), (200, None)] == before
+    assert [(200, "close"), (400, "close"), (404, "close"), (200, "close"), (200, "close"), (503, "close")] == after
+
+
+# The cache
+
+
+class Counts:
+    """A model that says how often it was asked; a row with `odd` gets a warning."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def check(self, rows: Sequence[Row]) -> list[Finding]:
+        return [Finding("range", "odd", number, "odd", "warning") for number, row in enumerate(rows) if "odd" in row]
+
+    def answer(self, rows: Sequence[Row]) -> list[Answer]:
+        self.calls += 1
+        return [{"prediction": self.calls, "warnings": ["odd"] if "odd" in row else []} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "deterministic", "calls"),
+    [
+        ('[{"a": 1}]', '[{"a": 1}]', True, 1),
+        ('[{"a": 1, "b": 2}]', '[{"b": 2, "a": 1}]', True, 1),
+        ('[{"a": 1}, {"a": 2}]', '[{"a": 2}, {"a": 1}]', True, 1),
+        ('[{"a": 1}]', '[{"a": 1}, {"a": 2}]', True, 2),
+        ('[{"a": 1}]', '[{"a": 1.0}]', True, 2),
+        ('[{"a": 1}]', '[{"a": true}]', True, 2),
+        ('[{"a": 1}]', '[{"a": "1"}]', True, 2),
+        ('[{"odd": 1}]', '[{"odd": 1}]', True, 2),
+        ('[{"a": 1}]', '[{"a": 1}]', False, 2),
+    ],
+    ids=[
+        "same",
+        "other order of cells",
+        "other order of rows",
+        "one is new",
+        "float",
+        "boolean",
+        "text",
+        "warned",
+        "sampled",
+    ],
+)
+def test_a_row_that_came_before_is_answered_from_the_cache_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, first: str, second: str, deterministic: bool, calls: int
+) -> None:
+    model, cache = Counts(), AnswerCache(1_000_000)
+    monkeypatch.setattr(
+        "serving.predictor.load",
+        lambda _, deployment, __: Predictor(deployment, model, {}, "cpu", deterministic=deterministic),
+    )
+    api = make_api(FakeSource(LINE), cache=cache)
+
+    one = ask(api, PREDICT, f'{{"rows": {first}}}'.encode())[1]
+    two = ask(api, PREDICT, f'{{"rows": {second}}}'.encode())[1]
+
+    assert calls == model.calls
+    assert one["request_id"] != two["request_id"]
+    assert {"line", "version", "bundle_id", "timestamp"} <= set(two)
+    assert [calls] * len(two["rows"]) == [row["prediction"] for row in two["rows"]]
