@@ -243,6 +243,7 @@ def main() -> None:
         if row["budget"] == options.budget
         and row["peer"] in options.peers
         and row["set"] in {each.name for each in chosen}
+        and row["seed"] in tables.seeds(TABLES[row["set"]], options.seeds)
     ]
     if not rows:
         raise SystemExit("no results at this budget")
