@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components import champions
 from esteira import outputs
-from esteira.batch import WINDOW_ROWS, Job
+from esteira.batch import WINDOW_ROWS, Job, begun
 from esteira.batch import run as answer
 from esteira.errors import Refused
 from esteira.settings import load_settings
@@ -31,7 +31,7 @@ class Params(BaseModel):
     keep: tuple[str, ...] = Field(default=(), description="columns of the rows that travel with the answers")
     delimiter: str = Field(default="", max_length=1, description="of CSV; default a comma, and a tab for .tsv")
     max_bad_share: float = Field(default=0.05, ge=0, le=1, description="share of bad rows above which the step fails")
-    rate: float | None = Field(default=None, gt=0, description="rows a second at most")
+    rate: float | None = Field(default=None, ge=1, description="rows a second at most")
     workers: int = Field(default=1, ge=1, le=256, description="processes that answer")
 
 
@@ -66,7 +66,8 @@ def run(
     Args:
         source: a file, a folder or `s3://`: CSV, JSON lines or Parquet.
         line: `FAMILY` or `FAMILY@NAME`.
-        champion: what answers: `@champion` or another alias of the registry, a folder, or the address of a stored bundle.
+        champion: what answers: `@champion` or another alias of the registry, a folder, or the address of a stored bundle. A try
+            that goes on keeps the version that the batch began with, though the alias may have moved.
         destination: `s3://bucket/prefix` or a folder that outlives the step, so that its next try goes on; empty for `out`.
         out: folder of the step; gets batch.json, and `answers/` where there is no destination.
         params: the step's section of params.yaml.
@@ -77,7 +78,9 @@ def run(
         SourceError, ConfigError, OutsideError: as `esteira.batch.run`.
     """
     params = params or Params()
-    bundle = champions.folder(champion, line)
+    place = destination or str(out / "answers")
+    before = begun(place)
+    bundle = champions.folder(champion, line, begun=before.bundle_id if before and before.line == line else "")
     if bundle is None:
         raise Refused(
             f"only a released line answers, but {line} has no {champion or 'champion'}",
@@ -86,8 +89,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     summary = answer(
         Job(
-            bundle=bundle, data=source, out=destination or str(out / "answers"), device=load_settings().device,
-            **params.model_dump(),
+            bundle=bundle, data=source, out=place, device=load_settings().device, **params.model_dump(),
         )
     )  # fmt: skip
     report = Report(

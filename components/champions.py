@@ -3,12 +3,13 @@
 from pathlib import Path
 
 
-def folder(reference: str, line: str) -> Path | None:
+def folder(reference: str, line: str, *, begun: str = "") -> Path | None:
     """The folder of the champion's bundle, or the contract file that was named; None where the line has no champion.
 
     Args:
         reference: empty; a path; `file://` or `s3://` of a stored bundle; `@ALIAS` of the registry, such as `@champion`.
         line: whose champion it must be.
+        begun: bundle_id of a version of the line that is taken instead of what the alias points at by now.
 
     Raises:
         ConfigError: no such alias.
@@ -23,4 +24,4 @@ def folder(reference: str, line: str) -> Path | None:
     # Here, because it costs a second and a path needs none of it.
     from esteira.registry.reference import resolve
 
-    return resolve(reference, line)
+    return resolve(reference, line, begun=begun)

@@ -10,6 +10,7 @@ from serving.deployments import Deployment
 from serving.faults import worded
 from serving.metrics import Metrics
 from serving.observe import Answered, Observer
+from serving.outside import away
 from serving.predictor import Predictor
 from serving.problems import Problem
 from serving.records import Recorder
@@ -85,9 +86,7 @@ class Accounts:
         """Tell the log and Sentry; the caller's answer has not a word of the exception."""
         _log.error("request %s failed: %s", request_id.decode(), worded(error))
         if _outside(error):
-            return Problem(
-                503, "outside", "something that this service needs is away; try again", headers=[(b"retry-after", b"5")]
-            )
+            return away()
         if self._faults is not None:
             bundle_id = None if predictor is None else predictor.deployment.bundle_id
             self._faults(error, line=line, bundle_id=bundle_id, request_id=request_id.decode())
@@ -98,4 +97,5 @@ def _outside(error: Exception) -> bool:
     if isinstance(error, EsteiraError):
         return error.http_status == 503
     drivers = (kind.__module__.partition(".")[0] in _DRIVERS for kind in type(error).__mro__)
-    return isinstance(error, OSError) or any(drivers)
+    # Of OSErrors only what a network does: a full disk or a file that may not be read is a fault that somebody must hear of.
+    return isinstance(error, ConnectionError | TimeoutError) or any(drivers)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,6 +47,19 @@ class Pace:
     batch_seconds: float = 0.0
 
 
+class TimedOut(Problem):
+    """504.
+
+    Args:
+        seconds: that an answer may take.
+        call: that goes on all the same, done when it ends; None where there is none.
+    """
+
+    def __init__(self, seconds: float, call: "asyncio.Future[Any] | None" = None) -> None:
+        super().__init__(504, "timeout", f"an answer takes at most {seconds:g} s, its wait included; send fewer rows")
+        self.call = call
+
+
 class Answering:
     """Answers bodies of rows.
 
@@ -72,16 +86,22 @@ class Answering:
         """Take no more large bodies; those in flight are answered."""
         self._large.shutdown(wait=False)
 
-    async def answer(self, predictor: Predictor, body: bytes, request_id: bytes, receive: Receive) -> tuple[bytes, int]:
+    async def answer(
+        self, predictor: Predictor, body: bytes, request_id: bytes, receive: Receive, spent: float = 0.0
+    ) -> tuple[bytes, int]:
         """The encoded answer and the number of its rows.
 
+        Args:
+            spent: seconds of the request's that are gone already.
+
         Raises:
-            Problem: body or rows are refused; 429, 503 or 504 when there is too much at once.
+            Problem: body or rows are refused; 429 or 503 when there is too much at once.
+            TimedOut: 504.
             GoneError: the caller hung up while it waited for a slot.
         """
-        gate, left = self.gate, self._pace.seconds
+        gate, left = self.gate, self._pace.seconds - spent
         if not gate.try_enter():
-            left -= await self._wait(receive)
+            left -= await self._wait(receive, left)
         running: asyncio.Future[Any] | None = None
         try:
             if len(body) > LARGE:
@@ -90,8 +110,8 @@ class Answering:
             keys: Sequence[bytes] = ()
             if self.cache is not None and predictor.deterministic:
                 keys = self.cache.keys(predictor.deployment.bundle_id, rows)
-                kept = [self.cache.get(key) for key in keys]
-                if None not in kept:
+                kept = self.cache.get_all(keys)
+                if kept is not None:
                     return _document(predictor, kept, request_id), len(rows)
             findings = predictor.check(rows)
             if findings:
@@ -102,13 +122,13 @@ class Answering:
             if len(rows) <= batcher.direct:
                 answers = predictor.answer(rows, findings)
             else:
-                answers = await batcher.answer(rows, findings)
+                answers = await batcher.answer(rows, findings, left)
             if keys:
                 answers = self._keep(keys, answers)
             return _document(predictor, answers, request_id), len(rows)
         except LateError as late:
             running = late.call
-            raise self._late() from None
+            raise TimedOut(self._pace.seconds, running) from None
         except DataError as error:  # what `check` let pass and the model cannot read
             raise Problem(422, error.code, error.message) from error
         finally:
@@ -117,17 +137,14 @@ class Answering:
             else:
                 running.add_done_callback(self._ended)
 
-    async def _wait(self, receive: Receive) -> float:
+    async def _wait(self, receive: Receive, left: float) -> float:
         """Wait for a slot; the seconds that it took. Who hung up meanwhile is answered no more."""
         begun = time.monotonic()
-        await self.gate.enter()
+        await self.gate.enter(partial(hung_up, receive), left)
         if hung_up(receive):
             self.gate.leave()
             raise GoneError
         return time.monotonic() - begun
-
-    def _late(self) -> Problem:
-        return Problem(504, "timeout", f"an answer takes at most {self._pace.seconds:g} s; send fewer rows")
 
     def _ended(self, call: "asyncio.Future[Any]") -> None:
         self.gate.leave()
@@ -135,14 +152,24 @@ class Answering:
             call.exception()  # looked at, so that nobody is told that it was not
 
     async def _by_thread(self, predictor: Predictor, body: bytes, request_id: bytes, left: float) -> tuple[bytes, int]:
+        if left <= 0:
+            raise LateError
         until = time.monotonic() + left
-        call = asyncio.get_running_loop().run_in_executor(self._large, self._whole, predictor, body, request_id, until)
-        found: tuple[bytes, int] = await _in_time(call, left)
-        return found
+        job = self._large.submit(self._whole, predictor, body, request_id, until)
+        call = asyncio.wrap_future(job)
+        try:
+            # Unlike `wait_for`, this leaves the call alone: a thread cannot be stopped, so its slot must not be given away.
+            done, _ = await asyncio.wait((call,), timeout=left)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if done:
+            return call.result()
+        raise LateError(None if job.cancel() else call)
 
     def _whole(self, predictor: Predictor, body: bytes, request_id: bytes, until: float) -> tuple[bytes, int]:
-        if time.monotonic() > until:
-            raise self._late()  # it waited for a thread until nobody waited for it
+        if time.monotonic() > until:  # it waited for a thread until nobody waited for it
+            raise TimedOut(self._pace.seconds)
         rows = rows_of(body, self._rows)
         findings = predictor.check(rows)
         if findings:
@@ -168,23 +195,6 @@ class Answering:
             if not answer.get("warnings"):
                 self.cache.put(key, raw)
         return encoded
-
-
-async def _in_time(call: "asyncio.Future[Any]", seconds: float) -> Any:
-    """What the call gives.
-
-    Raises:
-        LateError: not within that time; it goes on.
-    """
-    try:
-        # Unlike `wait_for`, this leaves the call alone: a thread cannot be stopped, so its slot must not be given away.
-        done, _ = await asyncio.wait((call,), timeout=max(seconds, 0.0))
-    except asyncio.CancelledError:
-        call.cancel()
-        raise
-    if not done:
-        raise LateError(call)
-    return call.result()
 
 
 _second = (0, b"")  # and its text

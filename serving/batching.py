@@ -5,9 +5,12 @@ request costs the processor. Nobody waits for company that is not there: a reque
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -20,13 +23,21 @@ INLINE_ROWS = 8
 CALL_US = 5_000.0
 """What a call of several requests may cost: with the one before it, a request waits twice that, 10 ms, for others' rows."""
 LONGEST_WINDOW = 0.010
+# uvloop's timers are of whole milliseconds, and fire up to half of one early.
+_SLACK = 0.001
+# Of this process, and of nothing but models: a registry that hangs must not take a thread that a prediction needs.
+_threads = ThreadPoolExecutor(min(32, (os.cpu_count() or 1) + 4), thread_name_prefix="models")
 
 
 class LateError(Exception):
-    """A call takes longer than it may. It goes on, since a thread cannot be stopped; `call` is done when it ends."""
+    """A request's time is up.
 
-    def __init__(self, call: "asyncio.Future[Any]") -> None:
-        super().__init__("the call goes on")
+    Args:
+        call: that it is part of, done when it ends: it goes on, since a thread cannot be stopped. None where there is none.
+    """
+
+    def __init__(self, call: "asyncio.Future[Any] | None" = None) -> None:
+        super().__init__("its time is up")
         self.call = call
 
 
@@ -48,6 +59,7 @@ class _Request:
     model: Model  # held, because the batcher holds it weakly
     rows: Sequence[Row]
     findings: Sequence[Finding] | None
+    until: float  # by the loop's clock
     future: "asyncio.Future[list[Answer]]"
 
 
@@ -59,7 +71,7 @@ class Batcher:
         rows: most rows of a call that answers several requests; 1 answers each request alone.
         window: seconds that a request may wait for others once requests come together, at most 0.010; 0 waits for the end of
             the turn only.
-        seconds: that a call in a thread may take; a request that waits for one may take as long again.
+        seconds: that a request may take where it does not say.
 
     Attributes:
         direct: up to so many rows `answer` would call the model at once and not look for company: call it yourself.
@@ -84,6 +96,8 @@ class Batcher:
         self._timed = False  # a window is open
         self._company = False  # the last turn, or window, had more than one request
         self._running = False  # a call of several requests runs in a thread
+        self._timer: asyncio.TimerHandle | None = None  # of the one that may wait no longer, due at:
+        self._due = inf
 
     @classmethod
     def of(cls, model: Model, *, rows: int = 64, window: float = 0.0, seconds: float = 10.0) -> "Batcher":
@@ -93,15 +107,18 @@ class Batcher:
             found = _batchers[model] = cls(model, rows=rows, window=window, seconds=seconds)
         return found
 
-    async def answer(self, rows: Sequence[Row], findings: Sequence[Finding] | None = None) -> list[Answer]:
+    async def answer(
+        self, rows: Sequence[Row], findings: Sequence[Finding] | None = None, left: float | None = None
+    ) -> list[Answer]:
         """One answer a row, in order.
 
         Args:
             rows: rows that `check` found no error in.
             findings: what it found; None lets the model look again.
+            left: seconds that the request may still take, its wait for a call included. What is answered in the loop is not timed.
 
         Raises:
-            LateError: it takes too long; a timer that only calls in threads have says so.
+            LateError: it took longer.
             Exception: what the model raises on these rows; never what it raises on another request's.
         """
         model = self._model()
@@ -114,21 +131,27 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._begin(loop)
+        if not alone:
+            self._seen += 1
+            if not self._open:
+                self._open = True
+                loop.call_soon(self._close, loop)
+                if not (self._company or self._waiting or self._running) and len(rows) <= self._inline:
+                    _count(1, len(rows))
+                    return model.answer(rows, findings)
+        seconds = self._seconds if left is None else left
+        if seconds <= 0:
+            raise LateError
+        until = loop.time() + seconds
+        request = _Request(model, rows, findings, until, loop.create_future())
         if alone:
-            request = _Request(model, rows, findings, loop.create_future())
             _count(1, len(rows))
             self._run([request], loop)
             return await request.future
-        self._seen += 1
-        if not self._open:
-            self._open = True
-            loop.call_soon(self._close, loop)
-            if not (self._company or self._waiting or self._running) and len(rows) <= self._inline:
-                _count(1, len(rows))
-                return model.answer(rows, findings)
-        request = _Request(model, rows, findings, loop.create_future())
         self._waiting.append(request)
         self._gathered += len(rows)
+        if until < self._due:
+            self._watch(until, loop)
         if self._window:
             if not self._timed:
                 self._timed = True
@@ -143,6 +166,30 @@ class Batcher:
         self._waiting.clear()
         self._gathered = self._seen = 0
         self._open = self._timed = self._company = self._running = False
+        self._timer, self._due = None, inf
+
+    def _watch(self, until: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Look then at who waits. One timer serves all who come and go meanwhile; a timer each would cost more than their rows."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._due = loop.call_at(until, self._expire, loop), until
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell those whose time is up that no call was made for them."""
+        if loop is not self._loop:
+            return
+        self._timer, self._due = None, inf
+        now = loop.time() + _SLACK
+        kept: deque[_Request] = deque()
+        for request in self._waiting:
+            if request.until <= now:
+                self._gathered -= len(request.rows)
+                _tell_late(request, None)
+            else:
+                kept.append(request)
+        self._waiting = kept
+        if kept:
+            self._watch(min(request.until for request in kept), loop)
 
     def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         """The turn ends: what came in it is answered, unless it is to wait for what comes in the next ones."""
@@ -167,7 +214,7 @@ class Batcher:
         """Answer what waits, first come first, as far as one call goes; the rest follows when its answers are on their way."""
         if loop is not self._loop or self._running or not self._waiting:
             return
-        batch, count = self._take()
+        batch, count = self._take(loop.time() + _SLACK)
         if not batch:
             return
         _count(len(batch), count)
@@ -179,8 +226,8 @@ class Batcher:
         if self._waiting:
             loop.call_soon(self._flush, loop)
 
-    def _take(self) -> tuple[list[_Request], int]:
-        """The next requests of one call, and their rows. A request whose caller has gone is left out."""
+    def _take(self, now: float) -> tuple[list[_Request], int]:
+        """The next requests of one call, and their rows. Left out is whose caller has gone, and whose time is up, who is told."""
         batch: list[_Request] = []
         count = 0
         while self._waiting:
@@ -190,14 +237,18 @@ class Batcher:
                 break
             self._waiting.popleft()
             self._gathered -= size
-            if not request.future.done():
+            if request.until <= now:
+                _tell_late(request, None)
+            elif not request.future.done():
                 batch.append(request)
                 count += size
         return batch, count
 
     def _run(self, batch: Sequence[_Request], loop: asyncio.AbstractEventLoop, *, gathered: bool = False) -> None:
         self.busy += 1
-        call = loop.run_in_executor(None, self._outcomes, batch)
+        job = _threads.submit(self._outcomes, batch)
+        call = asyncio.wrap_future(job, loop=loop)
+        timer = loop.call_at(min(request.until for request in batch), lambda: late())
 
         def go_on() -> None:
             nonlocal gathered
@@ -206,7 +257,16 @@ class Batcher:
                 self._flush(loop)
 
         def late() -> None:
-            _deliver(batch, [LateError(call) for _ in batch])
+            nonlocal timer
+            now = loop.time() + _SLACK
+            for request in batch:
+                if request.until <= now:
+                    _tell_late(request, call)
+            waiting = [request.until for request in batch if not request.future.done()]
+            if waiting:
+                timer = loop.call_at(min(waiting), late)
+                return
+            job.cancel()  # if no thread has begun it; then none does any more
             go_on()
 
         def ran(call: "asyncio.Future[list[list[Answer] | Exception]]") -> None:
@@ -219,7 +279,6 @@ class Batcher:
                 _deliver(batch, [_settable(error)] * len(batch))
             go_on()
 
-        timer = loop.call_later(self._seconds, late)
         call.add_done_callback(ran)
 
     @staticmethod
@@ -287,6 +346,11 @@ def _deliver(batch: Sequence[_Request], outcomes: Sequence[list[Answer] | Except
             request.future.set_exception(outcome)
         else:
             request.future.set_result(outcome)
+
+
+def _tell_late(request: _Request, call: "asyncio.Future[Any] | None") -> None:
+    if not request.future.done():
+        request.future.set_exception(LateError(call))
 
 
 def _settable(error: BaseException) -> Exception:

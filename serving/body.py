@@ -156,7 +156,7 @@ class Bodies:
     """Reads bodies within the limits, and keeps count of what all of them take.
 
     Attributes:
-        bytes: of the bodies that are being read or answered. Whoever got a body gives its length back, by `-=`.
+        bytes: of the bodies that are being read or answered. Whoever got a body gives its length back, by `-=` or by `hold`.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -189,6 +189,14 @@ class Bodies:
                 self.bytes += len(body)
                 return body
         return await self._parts(receive, declared, message, None)
+
+    def hold(self, size: int, call: "asyncio.Future[Any]") -> None:
+        """Have that much given back when the call ends, which still has the rows of a body in its hands."""
+
+        def give_back(_: "asyncio.Future[Any]") -> None:
+            self.bytes -= size
+
+        call.add_done_callback(give_back)
 
     async def _parts(
         self, receive: Receive, declared: int, message: Message | None, waiting: Awaitable[Message] | None

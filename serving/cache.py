@@ -25,8 +25,8 @@ class AnswerCache:
         capacity: bytes that it may hold; 0 keeps nothing.
 
     Attributes:
-        hits: how often `get` found an answer.
-        misses: how often it did not.
+        hits: rows that were answered from it.
+        misses: rows that were not, be it for another row of their request.
         bytes: what it holds, at most `capacity`.
     """
 
@@ -74,6 +74,21 @@ class AnswerCache:
             self.hits += 1
             self._kept.move_to_end(key)
             return kept[0]
+
+    def get_all(self, keys: Sequence[bytes]) -> list[msgspec.Raw] | None:
+        """The encoded answers of all these rows; None where one is missing: then all are computed, and count as misses."""
+        found = []
+        with self._lock:
+            for key in keys:
+                kept = self._kept.get(key)
+                if kept is None:
+                    self.misses += len(keys)
+                    return None
+                found.append(kept[0])
+            self.hits += len(keys)
+            for key in keys:
+                self._kept.move_to_end(key)
+        return found
 
     def put(self, key: bytes, answer: msgspec.Raw) -> None:
         """Keep a row's encoded answer; a copy, so that nobody can change what another is given."""

@@ -140,6 +140,7 @@ class Deployed:
         self._thread: threading.Thread | None = None
         self._period = 1.0
         self._troubles: dict[str, _Trouble] = {}
+        self._empty: frozenset[str] = frozenset()  # lines without a release, when their alias was read last
         # When the source was asked something that it has not answered yet; and whether its last answer was a failure.
         self._asked: float | None = None
         self._silent = False
@@ -151,8 +152,11 @@ class Deployed:
 
     @property
     def complete(self) -> bool:
-        """True when every line that has a release serves: its own, or the last good one while a newer cannot be loaded."""
-        return all(line in self._current for line in self._troubles)
+        """True when every line that has a release serves: its own, or the last good one while a newer cannot be loaded.
+
+        A line whose alias cannot be read is as it was when it was read last.
+        """
+        return all(line in self._current or line in self._empty for line in self._troubles)
 
     @property
     def away(self) -> bool:
@@ -175,12 +179,14 @@ class Deployed:
         """Line -> `{"state": "ready" | "failed" | "none", "version", "why"}`; no exception's words.
 
         `failed` is a line whose release could not be loaded; `version` is what serves meanwhile, if anything does, and `why`
-        the failure's code. `none` has no release.
+        the failure's code. `none` has no release, or had none when its alias was read last.
         """
         said = {}
         for line in self.lines:
             served, trouble = self._current.get(line), self._troubles.get(line)
-            failed = trouble is not None and (trouble.wanted is not None or served is None)
+            failed = trouble is not None and (
+                trouble.wanted is not None or (served is None and line not in self._empty)
+            )
             said[line] = {
                 "state": "failed" if failed else "none" if served is None else "ready",
                 "version": None if served is None else served.version,
@@ -193,13 +199,15 @@ class Deployed:
         deployment = self._current.get(line)
         return deployment is not None and deployment.version == number
 
-    def loaded(self, line: str) -> Predictor | None:
-        """The line's predictor if it is in memory: the fast path."""
+    def loaded(self, line: str, number: int | None = None) -> Predictor | None:
+        """The line's predictor if it is in memory, and of version `number` when given: the fast path."""
         held = self._held.get(line)
-        if held is not None:
+        if held is not None and (number is None or held.deployment.version == number):
             return held
         deployment = self._current.get(line)
-        return None if deployment is None else self.cache.peek(deployment)
+        if deployment is None or (number is not None and deployment.version != number):
+            return None
+        return self.cache.peek(deployment)
 
     def predictor(self, line: str, number: int | None = None) -> Predictor | None:
         """The line's predictor, loaded if it was evicted; of version `number` when given. May read files and the registry.
@@ -207,12 +215,17 @@ class Deployed:
         Returns:
             None when nothing is released, or there is no such version.
         """
-        if number is not None and not self.serves(line, number):
-            other = self._source.version(line, number)
-            return None if other is None else self.cache.get(other)
+        found = self.loaded(line, number)
+        if found is not None:
+            return found
+        if number is not None:
+            asked = self._current.get(line)
+            if asked is None or asked.version != number:
+                asked = self._source.version(line, number)
+            return None if asked is None else self.cache.get(asked)
         while (deployment := self._current.get(line)) is not None:
             found = self.cache.get(deployment)
-            if self._current.get(line) == deployment or number is not None:
+            if self._current.get(line) == deployment:
                 return found
             # It moved while we loaded; what was moved away must not come back into memory.
             self.cache.drop(deployment)
@@ -257,6 +270,7 @@ class Deployed:
             self._asked = time.monotonic()
             wanted = self._source.current(line)
             self._asked, self._silent = None, False
+            self._empty = self._empty | {line} if wanted is None else self._empty - {line}
             if before is not None and before.wanted == wanted is not None and time.monotonic() < before.again:
                 return None
             self._follow(line, wanted)

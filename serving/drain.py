@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from esteira.settings import Settings, load_settings
 from serving.lifeline import hurried
 
-# A service manager may signal a whole group, and Bento's master passes the signal on: that is one signal, not two.
-_SAME = 1.0
+# Seconds. A service manager may signal a whole group, and Bento's master passes the signal on: that is one signal, not two.
+SAME = 1.0
 # What was accepted a moment ago has to be read before it counts as in flight.
 _BEAT = 0.2
 # Life span, threads and exit handlers, after the last answer.
@@ -80,7 +80,7 @@ class _Drain:
             last = threading.Timer(to_the_end(self._settings), os._exit, (1,))
             last.daemon = True
             last.start()
-        elif self._loop.time() - self._since >= _SAME:
+        elif self._loop.time() - self._since >= SAME:
             os._exit(128 + signal.SIGTERM)
 
     async def _end(self) -> None:

@@ -4,13 +4,22 @@ Belongs to one event loop; nothing here is safe from another thread.
 """
 
 import asyncio
-from collections import deque
-from math import ceil
+from collections import OrderedDict
+from collections.abc import Callable
+from math import ceil, inf
 
+from serving.body import GoneError
 from serving.problems import Problem
 
 LONGEST_RETRY = 30
 _WEIGHT = 0.1  # of the newest wait in the mean
+_LOOK = 0.1  # seconds between two looks at who has gone: a flood must not make us look at all who wait for each
+
+Gone = Callable[[], bool]
+
+
+def _stays() -> bool:
+    return False
 
 
 class Gate:
@@ -30,8 +39,10 @@ class Gate:
     def __init__(self, limit: int, queue: int, seconds: float) -> None:
         self.limit, self.queue, self.seconds = limit, queue, seconds
         self.inside = self.refused = self.late = 0
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        # True: the slot is yours; False: you waited too long; None: you have gone.
+        self._waiting: OrderedDict[asyncio.Future[bool | None], Gone] = OrderedDict()
         self._mean = 0.0  # seconds that those who had to wait waited
+        self._looked = -inf
 
     @property
     def waiting(self) -> int:
@@ -45,14 +56,23 @@ class Gate:
             return True
         return False
 
-    async def enter(self) -> None:
+    async def enter(self, gone: Gone = _stays, left: float = inf) -> None:
         """Take a slot, after a wait if there must be one.
+
+        Args:
+            gone: whether the caller has hung up; asked when others need its place in the queue. Must not wait.
+            left: seconds that it may wait, where that is less than the longest wait.
 
         Raises:
             Problem: 429 `busy` when the queue is full, 503 `waited` when the wait was too long.
+            GoneError: the caller had hung up.
         """
         if self.try_enter():
             return
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        if len(self._waiting) >= self.queue:
+            self._send_away(begun)
         if len(self._waiting) >= self.queue:
             self.refused += 1
             raise Problem(
@@ -61,24 +81,24 @@ class Gate:
                 f"{self.limit} requests are being answered and {len(self._waiting)} wait; try again later",
                 headers=self._later(),
             )
-        loop = asyncio.get_running_loop()
-        slot: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append(slot)
-        begun = loop.time()
-        timer = loop.call_later(self.seconds, self._give_up, slot)
+        slot: asyncio.Future[bool | None] = loop.create_future()
+        self._waiting[slot] = gone
+        timer = loop.call_later(max(0.0, min(self.seconds, left)), self._give_up, slot)
         try:
             got = await slot
         except asyncio.CancelledError:
             # A slot that was handed over in the same turn must not be lost.
             if slot.done() and not slot.cancelled() and slot.result():
                 self.leave()
-            elif slot in self._waiting:
-                self._waiting.remove(slot)
+            else:
+                self._waiting.pop(slot, None)
             raise
         finally:
             timer.cancel()
             waited = loop.time() - begun
             self._mean += (waited - self._mean) * (_WEIGHT if self._mean else 1.0)
+        if got is None:
+            raise GoneError
         if not got:
             self.late += 1
             raise Problem(
@@ -88,16 +108,26 @@ class Gate:
     def leave(self) -> None:
         """Give a slot back; the first who waits gets it."""
         while self._waiting:
-            slot = self._waiting.popleft()
+            slot, _ = self._waiting.popitem(last=False)
             if not slot.done():
                 slot.set_result(True)
                 return
         self.inside -= 1
 
-    def _give_up(self, slot: "asyncio.Future[bool]") -> None:
+    def _give_up(self, slot: "asyncio.Future[bool | None]") -> None:
         if not slot.done():
-            self._waiting.remove(slot)
+            self._waiting.pop(slot, None)
             slot.set_result(False)
+
+    def _send_away(self, now: float) -> None:
+        """Take those out of the queue who have gone."""
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        for slot in [slot for slot, gone in self._waiting.items() if gone()]:
+            del self._waiting[slot]
+            if not slot.done():
+                slot.set_result(None)
 
     def _later(self) -> list[tuple[bytes, bytes]]:
         """About as long as those waited who had to: a whole number of seconds, at least 1."""

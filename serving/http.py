@@ -11,16 +11,18 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from esteira.errors import EsteiraError
 from serving import batching, routes
 from serving.accounts import Accounts
-from serving.answering import Answering, Pace
+from serving.answering import Answering, Pace, TimedOut
 from serving.asgi import Asgi, Message, Receive, Scope, Send
 from serving.body import Bodies, GoneError, Limits
 from serving.cache import AnswerCache
 from serving.deployed import Deployed
+from serving.deployments import Deployment
 from serving.faults import worded
 from serving.gate import Gate
 from serving.inner import HalfSentError, ask_bento
@@ -28,6 +30,7 @@ from serving.keys import Keys
 from serving.metrics import PERIOD, Metrics
 from serving.observe import Observer
 from serving.openapi import describe_api
+from serving.outside import Outside, away
 from serving.predictor import Predictor
 from serving.problems import JSON, Headers, Problem, encode, send_json, send_problem
 from serving.records import Recorder
@@ -94,6 +97,7 @@ class Api:
         self._metrics = metrics
         self._recorder = recorder
         self._bodies = Bodies(self.limits)
+        pace = pace or Pace()
         gate = gate or Gate(100, 100, 10.0)
         self._answering = Answering(gate, metrics, self.limits.rows, pace=pace, cache=cache)
         self._accounts = Accounts(metrics, recorder, observers, faults)
@@ -105,6 +109,10 @@ class Api:
         self._some = random.Random().getrandbits
         self._closing: Headers = ()
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
+        # Threads that models, the registry and batch predictions cannot take; the last have the loop's own to themselves.
+        self._life = ThreadPoolExecutor(1, thread_name_prefix="life")
+        self._outside = Outside(pace.seconds)
+        self._described: tuple[Mapping[str, Deployment], bytes] | None = None
         metrics.ask(self._numbers)
 
     @property
@@ -143,7 +151,7 @@ class Api:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.to_thread(self._start)
+            await loop.run_in_executor(self._life, self._start)
         except Exception as error:  # noqa: BLE001 - uvicorn would serve on without a life span; it must not
             await receive()
             await send({"type": "lifespan.startup.failed", "message": worded(error)})
@@ -163,10 +171,12 @@ class Api:
             stopped = True
             self._alive = False
             timer.cancel()
-            await asyncio.to_thread(self._stop)
+            await loop.run_in_executor(self._life, self._stop)
             self._metrics.flush()
             self._pages.shutdown(wait=False)
             self._answering.close()
+            self._life.shutdown(wait=False)
+            self._outside.close()
 
         async def watched(message: Message) -> None:
             kind = message["type"]
@@ -199,7 +209,7 @@ class Api:
         if recorder is not None:
             numbers |= {
                 "records_written": recorder.written, "records_waiting": recorder.waiting,
-                "records_dropped": recorder.dropped,
+                "records_dropped": recorder.dropped, "record_failures": recorder.failures,
             }  # fmt: skip
         return numbers
 
@@ -232,14 +242,22 @@ class Api:
                     routes.must_be(scope, "POST")
                 query = scope.get("query_string", b"")
                 predictor = None if query else self._deployed.loaded(route.line)
+                spent = 0.0
                 if predictor is None:
                     predictor = await self._predictor(route.line, query, role)
+                    spent = time.perf_counter() - begun
                 routes.must_be_json(headers)
                 body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
+                room = len(body)
                 try:
-                    answer, rows = await self._answering.answer(predictor, body, request_id, receive)
+                    answer, rows = await self._answering.answer(predictor, body, request_id, receive, spent)
+                except TimedOut as late:
+                    if late.call is not None:
+                        self._bodies.hold(room, late.call)
+                        room = 0
+                    raise
                 finally:
-                    self._bodies.bytes -= len(body)
+                    self._bodies.bytes -= room
                 status, size = 200, len(answer)
                 await send_json(send, 200, answer, request_id, JSON, self._closing)
             elif route.name == "bento":
@@ -285,19 +303,21 @@ class Api:
 
     async def _predictor(self, line: str, query: bytes, role: str) -> Predictor:
         number = routes.version_of(query) if query else None
-        if number is None:
-            predictor = self._deployed.loaded(line)
-            if predictor is not None:
-                return predictor
-        elif role != "operator" and not self._deployed.serves(line, number):
+        predictor = self._deployed.loaded(line, number)
+        if predictor is not None:
+            return predictor
+        if number is not None and role != "operator" and not self._deployed.serves(line, number):
             raise Problem(
                 403, "not_deployed", f"version {number} is not deployed; only an operator may ask for it", field="version"
             )  # fmt: skip
         try:
-            predictor = await asyncio.to_thread(self._deployed.predictor, line, number)
+            if number is not None or line in self._deployed.now:
+                predictor = await self._outside.ask(partial(self._deployed.predictor, line, number))
         except EsteiraError as error:
             _log.warning("line %s cannot answer: %s", line, worded(error))
-            raise Problem(503, error.code, f"line {line} has no model that can be loaded now") from error
+            raise Problem(
+                503, error.code, f"line {line} has no model that can be loaded now", headers=_LATER
+            ) from error
         if predictor is None and number is not None:
             raise Problem(404, "unknown_version", f"line {line} has no version {number}", field="version")
         if predictor is None:
@@ -316,7 +336,12 @@ class Api:
         if self._jobs is not None and route in (routes.BATCH_PREDICT, routes.BATCH_PREDICTIONS):
             body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
             try:
-                status, document = await self._jobs.handle(scope["method"], scope["path"], body, role)
+                async with asyncio.timeout(self._outside.seconds) as limit:
+                    status, document = await self._jobs.handle(scope["method"], scope["path"], body, role)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise away() from error
             finally:
                 self._bodies.bytes -= len(body)
             return status, JSON, encode(document)
@@ -330,13 +355,17 @@ class Api:
             predictor = await self._predictor(route.line, scope.get("query_string", b""), role)
             return 200, JSON, encode(predictor.describe())
         if route.name == "openapi":
-            return 200, JSON, encode(self._description())
+            return 200, JSON, self._description()
         content_type, text = await asyncio.get_running_loop().run_in_executor(self._pages, self._metrics.page)
         return 200, content_type, text
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> bytes:
+        """The document of the API; made again only when a line moved."""
+        now = self._deployed.now
+        if self._described is not None and self._described[0] is now:
+            return self._described[1]
         predictors = {name: self._deployed.loaded(name) for name in self._deployed.lines}
-        return describe_api(
+        document = describe_api(
             {name: (found.manifest.get("schema") if found else None) for name, found in predictors.items()},
             self.limits.rows,
             examples={
@@ -346,3 +375,8 @@ class Api:
             jobs=self._jobs is not None,
             health=self._health is not None,
         )
+        text = encode(document)
+        # A model that was evicted will be back, and then more is known of its line.
+        if all(predictors[line] is not None for line in now):
+            self._described = (now, text)
+        return text

@@ -1,20 +1,25 @@
 """Works on the batch predictions of the store, one at a time, each in a process of its own that ends with this one.
 
-A job whose process or service was killed is begun again by whoever looks next, and goes on where its journal ends.
+A job whose service was killed is begun again by whoever looks next and has its bundle, and goes on where its journal ends; three
+times without a part, and it failed.
 """
 
+import contextlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import esteira
+from esteira.errors import EsteiraError, OutsideError
 from esteira.settings import Settings
 from serving.deployments import Source
 from serving.faults import worded
@@ -73,8 +78,10 @@ class JobRunner:
             if self._ending:
                 return
             try:
-                jobs = self._store()
-                job = jobs.claim(self._owner, lease=self._lease) if jobs.waiting(lease=self._lease) else None
+                jobs, ours = self._store(), self._bundles()
+                job = None
+                if jobs.waiting(lease=self._lease, bundles=ours):
+                    job = jobs.claim(self._owner, lease=self._lease, bundles=ours)
                 pause = self._period if job is None else self._work(jobs, job)
                 told = False
             except Exception as error:  # noqa: BLE001 - a runner that ended would leave all jobs waiting unseen
@@ -87,33 +94,52 @@ class JobRunner:
         """Run a job to its end, or until it is not ours any more; seconds before the next look."""
         from esteira.store.store import now
 
-        folder = self._folder(job)
-        if folder is None:
-            failure = {
-                "code": "bundle_gone",
-                "message": f"bundle {job.bundle_id[:12]} of {job.line} is not there any more",
-            }
-            jobs.tell(job.job_id, self._owner, state="failed", failure=failure, finished_at=now())
+        def failed(code: str, message: str, **values: Any) -> float:
+            failure = {"code": code, "message": message}
+            jobs.tell(job.job_id, self._owner, state="failed", failure=failure, finished_at=now(), **values)
             return 0.0
-        process = _Process(self._words(job, folder))
+
+        def later(pause: float, tries: int = 0, **values: Any) -> float:
+            """Behind those that wait, which may be able to go on."""
+            jobs.tell(job.job_id, self._owner, state="queued", queued_at=now(), tries=tries, **values)
+            return pause
+
         try:
-            while not process.ended(_BEAT) and not self._ending:
-                if not jobs.tell(job.job_id, self._owner, **process.counts()):
-                    return 0.0  # cancelled
-        finally:
-            process.stop()
-        values = process.counts()
+            folder = self._folder(job)
+        except OutsideError:
+            later(0.0, tries=job.tries - 1)
+            raise
+        except EsteiraError as error:
+            return failed(error.code, error.message)
+        if folder is None:
+            return failed("bundle_gone", f"bundle {job.bundle_id[:12]} of {job.line} is not there any more")
+        with _room(job.job_id) as room:
+            process = _Process(self._words(job, folder), room)
+            try:
+                while not process.ended(_BEAT) and not self._ending:
+                    if not jobs.tell(job.job_id, self._owner, **_told(job, process)):
+                        return 0.0  # cancelled
+            finally:
+                process.stop()
+        values = _told(job, process)
         if process.state == "done":
             jobs.tell(job.job_id, self._owner, state="done", finished_at=now(), **values)
             return 0.0
-        if self._ending or process.failure is None:  # told to stop, by us or by whoever stops the service
-            jobs.tell(job.job_id, self._owner, state="queued", **values)
-            return _AGAIN
+        if self._ending:
+            jobs.tell(job.job_id, self._owner, state="queued", **{**values, "tries": 0})
+            return 0.0
+        if process.failure is None:  # told to stop, by somebody else
+            return later(_AGAIN, **{"tries": job.tries, **values})
         if process.failure["code"] == "locked":
-            jobs.tell(job.job_id, self._owner, state="queued")
-            return self._period
-        jobs.tell(job.job_id, self._owner, state="failed", failure=process.failure, finished_at=now(), **values)
-        return 0.0
+            return later(self._period)
+        return failed(**process.failure, **values)
+
+    def _bundles(self) -> dict[str, str | None]:
+        """Line -> the one bundle that is here of it; None where the registry has them all."""
+        if self._source.moves:
+            return dict.fromkeys(self._source.lines)
+        here = [self._source.current(line) for line in self._source.lines]
+        return {found.line: found.bundle_id for found in here if found is not None}
 
     def _folder(self, job: "BatchJob") -> Path | None:
         """Where the job's bundle lies, though the line may serve another one by now."""
@@ -129,19 +155,44 @@ class JobRunner:
         }  # fmt: skip
 
 
+def _told(job: "BatchJob", process: "_Process") -> dict[str, Any]:
+    """What the store is told; with a new part the tries begin anew."""
+    counts = process.counts()
+    if counts and counts["processed"] + counts["error"] > job.processed + job.error:
+        counts["tries"] = 0
+    return counts
+
+
+@contextlib.contextmanager
+def _room(job_id: str) -> Iterator[Path]:
+    """A temporary folder of a job, for the copies of its source; what a killed service left of the same job goes too."""
+    folder = Path(tempfile.gettempdir(), f"esteira-batch-{job_id}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class _Process:
     """A job's process. It stops where it may go on when its input ends, so it outlives nobody who started it.
+
+    Args:
+        words: of the job.
+        room: its folder for temporary files.
 
     Attributes:
         state: of the last summary.
         failure: `{"code", "message"}` once it failed.
     """
 
-    def __init__(self, words: dict[str, Any]) -> None:
+    def __init__(self, words: dict[str, Any], room: Path) -> None:
         path = os.pathsep.join([str(Path(esteira.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "esteira.batch"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "TMPDIR": str(room)},
         )  # fmt: skip
         self.state = "running"
         self.failure: dict[str, str] | None = None

@@ -1,4 +1,4 @@
-"""The routes of batch predictions (K-57): asked for, looked at, cancelled, resumed. The rows are answered by another process.
+"""The routes of batch predictions (K-57): asked for, listed, looked at, cancelled, resumed. The rows are answered by another process.
 
 Addresses are taken only below the roots of ESTEIRA_BATCH_ROOTS, links followed. No database is opened before it is needed.
 """
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from esteira.store import BatchJob, BatchJobs
 
 _SUBMIT = re.compile(r"/v1/models/([^/]+)/batch-predict")
-_JOB = re.compile(r"/v1/batch-predictions/([^/]+)(?:/(cancel|resume))?")
+_JOBS = "/v1/batch-predictions"
+_JOB = re.compile(rf"{_JOBS}/([^/]+)(?:/(cancel|resume))?")
 _MOST = 100  # jobs that wait
+_LISTED = 100
 _RETRY = [(b"retry-after", b"5")]
 
 
@@ -42,9 +44,10 @@ class _Asked(BaseModel):
     data: Annotated[str, Field(min_length=1, max_length=1000)]
     out: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     format: Literal["parquet", "csv", "jsonl"] = "parquet"
-    rows_per_part: Annotated[Annotated[int, Field(ge=1, le=60_000)] | None, BeforeValidator(_whole)] = None
+    # Small parts are many files, each written, synced and told to the store; a tiny rate holds the one place for months.
+    rows_per_part: Annotated[Annotated[int, Field(ge=1000, le=60_000)] | None, BeforeValidator(_whole)] = None
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    rate: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    rate: Annotated[float, Field(ge=1, le=1e9)] | None = None
     keep: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=100)] = []
     delimiter: Annotated[str, Field(max_length=1, pattern="^[\t -!#-~]?$")] = ""
 
@@ -70,10 +73,10 @@ class Jobs:
 
     def takes(self, path: str) -> bool:
         """Whether a path is one of these routes."""
-        return _SUBMIT.fullmatch(path) is not None or _JOB.fullmatch(path) is not None
+        return path == _JOBS or _SUBMIT.fullmatch(path) is not None or _JOB.fullmatch(path) is not None
 
     def start(self) -> None:
-        """Work on jobs from now on, those too that another service left; without roots there are none."""
+        """Work on jobs of these lines from now on, those too that another service left; without roots there are none."""
         if self._settings.batch_roots:
             self._runner.start()
 
@@ -88,8 +91,8 @@ class Jobs:
             Problem: 400, 403, 404, 405, 409, 422, 429 or 503.
         """
         submit, job = _SUBMIT.fullmatch(path), _JOB.fullmatch(path)
-        verb = "submit" if submit else (job[2] or "look") if job else ""
-        wanted = ("GET", "HEAD") if verb == "look" else ("POST",)
+        verb = "submit" if submit else (job[2] or "look") if job else "list"
+        wanted = ("GET", "HEAD") if verb in ("look", "list") else ("POST",)
         if method not in wanted:
             allowed = ", ".join(wanted)
             raise Problem(
@@ -102,7 +105,8 @@ class Jobs:
         try:
             if submit:
                 return await asyncio.to_thread(self._submit, submit[1], body, role)
-            assert job is not None
+            if job is None:
+                return await asyncio.to_thread(self._list)
             return await asyncio.to_thread(
                 {"look": self._look, "cancel": self._cancel, "resume": self._resume}[verb], job[1]
             )
@@ -145,6 +149,9 @@ class Jobs:
         self._runner.wake()
         return 202, _view(made)
 
+    def _list(self) -> tuple[int, dict[str, Any]]:
+        return 200, {"jobs": [_view(job) for job in self._store().latest(_LISTED)]}
+
     def _look(self, job_id: str) -> tuple[int, dict[str, Any]]:
         return 200, _view(self._found(job_id))
 
@@ -158,8 +165,11 @@ class Jobs:
         return 200, _view(self._found(job_id))
 
     def _resume(self, job_id: str) -> tuple[int, dict[str, Any]]:
+        from esteira.store.store import now
+
         found = self._found(job_id)
-        if not self._store().move(job_id, ("cancelled", "failed"), state="queued", failure=None, finished_at=None):
+        anew = {"state": "queued", "queued_at": now(), "tries": 0, "failure": None, "finished_at": None}
+        if not self._store().move(job_id, ("cancelled", "failed"), **anew):
             raise _wrong_state(found, "cancelled or failed")
         self._runner.wake()
         return 202, _view(self._found(job_id))

@@ -62,6 +62,17 @@ def has_served() -> bool:
     return bool(folder) and Path(str(folder), _SERVED).exists()
 
 
+def forget_counters() -> None:
+    """Remove this process's files from the folder of the workers' counters: of one that counted nothing.
+
+    Bento starts it again every few seconds for as long as it cannot start, and each page of metrics reads all files.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder:
+        for path in Path(folder).glob(f"*_{os.getpid()}.db"):
+            path.unlink(missing_ok=True)
+
+
 def sweep(prefix: str) -> None:
     """Remove folders `PREFIX PID -...` from the temporary folder whose process is gone."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

@@ -122,10 +122,14 @@ class Metrics:
         self._ml_seconds = histogram("ml_prediction_duration_seconds", "Seconds of prediction requests.")
         self._more_counters = {
             "cache_hits": counter("esteira_answer_cache_hits_total", "Rows answered from the cache."),
-            "cache_misses": counter("esteira_answer_cache_misses_total", "Rows that the cache did not have."),
+            "cache_misses": counter("esteira_answer_cache_misses_total", "Rows that the cache did not answer."),
             "batch_calls": counter("esteira_model_calls_total", "Calls of models by the batcher."),
             "batch_rows": counter("esteira_model_call_rows_total", "Rows of these calls."),
             "batch_requests": counter("esteira_model_call_requests_total", "Requests that these calls answered."),
+            "record_failures": counter(
+                "esteira_prediction_record_failures_total", "Times that records of predictions could not be written."
+            ),
+            "log_dropped": counter("esteira_access_log_dropped_total", "Lines of the access log that were dropped."),
         }
         records = gauge("esteira_prediction_records", "Records of predictions: written, waiting, dropped.", "state")
         self._more_gauges = {
@@ -222,13 +226,20 @@ class Metrics:
     def page(self) -> tuple[bytes, bytes]:
         """Content type and text of the metrics page."""
         self.flush()
-        registry = self._registry
-        if self._together:
-            _bury_dead()
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-            registry.register(self._here)
-        return CONTENT_TYPE_LATEST.encode(), generate_latest(registry)
+        if not self._together:
+            return CONTENT_TYPE_LATEST.encode(), generate_latest(self._registry)
+        _bury_dead()
+        try:
+            text = self._of_all()
+        except FileNotFoundError:  # a worker that could not start took its files with it meanwhile
+            text = self._of_all()
+        return CONTENT_TYPE_LATEST.encode(), text
+
+    def _of_all(self) -> bytes:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(self._here)
+        return generate_latest(registry)
 
 
 class _Here(Collector):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from esteira.errors import ConfigError
+from serving.faults import worded
 
 _log = logging.getLogger("serving")
 
@@ -58,7 +59,7 @@ class AccessLog:
     """
 
     def __init__(self, target: str, *, capacity: int = 10_000, period: float = 0.2) -> None:
-        self.dropped = 0
+        self._refused = self._lost = 0  # by the loop's thread, and by ours
         self._target = target
         self._capacity = capacity
         self._period = period
@@ -67,10 +68,19 @@ class AccessLog:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
 
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written, and never will be."""
+        return self._refused + self._lost
+
+    def numbers(self) -> Mapping[str, float]:
+        """What the metrics page tells of it."""
+        return {"log_dropped": self.dropped}
+
     def __call__(self, answered: Answered) -> None:
         """Note one request; never blocks and never raises."""
         if len(self._waiting) >= self._capacity:
-            self.dropped += 1
+            self._refused += 1
         else:
             self._waiting.append((time.time(), answered))
 
@@ -113,10 +123,11 @@ class AccessLog:
             try:
                 self._write()
                 told = False
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - a log that ended would leave all requests untold, unseen
                 if not told:
                     told = True
-                    _log.warning("the access log cannot be written: %s", error.strerror)
+                    why = error.strerror if isinstance(error, OSError) else worded(error)
+                    _log.warning("the access log cannot be written: %s", why)
         if self._file > 2:
             os.close(self._file)
 
@@ -127,13 +138,20 @@ class AccessLog:
             self._open()
         while self._waiting:
             # Whole lines, and no more than a pipe takes at once: several workers write to the same place.
-            lines, size = [], 0
-            while self._waiting and size < 3000:
-                lines.append(_line(*self._waiting.popleft()))
-                size += len(lines[-1])
-            rest = b"".join(lines)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            lines: list[bytes] = []
+            taken = size = 0
+            try:
+                while self._waiting and size < 3000:
+                    at, answered = self._waiting.popleft()
+                    taken += 1
+                    lines.append(_line(at, answered))
+                    size += len(lines[-1])
+                rest = b"".join(lines)
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except Exception:
+                self._lost += taken
+                raise
 
     def _in_place(self) -> bool:
         try:

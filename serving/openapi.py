@@ -167,6 +167,10 @@ def _jobs(line: str | None) -> Json:
     submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes.JOB_REQUEST}}}
     model = _path("model", "a line, or the bundle_id of what one serves now")
     submit["parameters"] = [model | ({"example": line} if line else {}), shapes.REQUEST_ID]
+    every = _operation(
+        "batches", "The jobs that were asked for last, the newest first.", shapes.JOBS, (*_KEYED, "403", "429")
+    )
+    every["parameters"] = [shapes.REQUEST_ID]
     read = _operation("batch", "How far a job is.", _ref("Job"), wrong)
     cancel = _operation("cancelBatch", "Stop a job; what is done stays.", _ref("Job"), (*wrong, "409"))
     resume = _operation("resumeBatch", "Go on where it stopped.", _ref("Job"), (*wrong, "409"), "202")
@@ -174,6 +178,7 @@ def _jobs(line: str | None) -> Json:
         operation["parameters"] = [_path("id", "the job's"), shapes.REQUEST_ID]
     return {
         "/v1/models/{model}/batch-predict": {"post": submit},
+        "/v1/batch-predictions": {"get": every},
         "/v1/batch-predictions/{id}": {"get": read},
         "/v1/batch-predictions/{id}/cancel": {"post": cancel},
         "/v1/batch-predictions/{id}/resume": {"post": resume},

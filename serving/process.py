@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from esteira.errors import ConfigError, EsteiraError, OutsideError
 from esteira.settings import VARIABLES, Settings, api_key, load_settings
-from serving.drain import to_the_end
+from serving.drain import SAME, to_the_end
 from serving.lifeline import HURRY, STATE, die_with_parent, sweep
 
 _PREFIX = "esteira-serve-"
@@ -220,12 +220,16 @@ class _Child:
         return self._process.poll()
 
     def stop(self, seconds: float, signals: _Signals) -> None:
-        """Ask, wait, insist; afterwards nothing of the session is left. A signal meanwhile ends the wait."""
+        """Ask, wait, insist; afterwards nothing of the session is left. A second signal ends the wait."""
         if self._process.poll() is None:
             self._process.terminate()
-            until = time.monotonic() + seconds
+            begun = time.monotonic()
+            until = begun + seconds
             while self._process.poll() is None and time.monotonic() < until:
                 if select.select([signals.reader], [], [], 0.05)[0]:
+                    if time.monotonic() - begun < SAME:  # the one that we stop for, sent to the group or sent again
+                        signals.read()
+                        continue
                     break
         # A worker, in a session of its own by Bento's will, is told by the kernel that its master is gone.
         with contextlib.suppress(ProcessLookupError):

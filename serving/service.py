@@ -7,7 +7,6 @@ makes of the service (`to_asgi`), so that a prediction does not pass Bento's mid
 import json
 import logging
 import os
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,15 +20,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import bentoml
 from bentoml import Service
 
-from esteira.errors import ConfigError, EsteiraError
+from esteira.errors import ConfigError
 from esteira.settings import Settings, load_settings
+from serving.beginning import MASTER, Beginning, give_up, tell
 from serving.deployed import Deployed
 from serving.deployments import Deployment, Folder, FromRegistry, Source
-from serving.lifeline import STATE, die_with_parent, has_served, note_served
+from serving.lifeline import die_with_parent, note_served
 from serving.records import Recorder, Write
 
-# How `python -m serving serve` and its grandchild talk, besides STATE; no settings, so they are not spelled ESTEIRA_.
-MASTER = "_SERVING_MASTER"
+# How `python -m serving serve` and its grandchild talk, besides STATE; no setting, so it is not spelled ESTEIRA_.
 RECORD = "_SERVING_RECORD"
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "model"
@@ -87,15 +86,6 @@ def _recorder(settings: Settings) -> Recorder | None:
     return Recorder(connect)
 
 
-def _tell(state: dict[str, Any]) -> None:
-    """Tell the process that started us, if one waits for it."""
-    name = os.environ.get(STATE)
-    if name:
-        temporary = Path(f"{name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(name)
-
-
 def _port() -> int | None:
     """The port of the socket that the master handed to this worker."""
     import socket
@@ -107,20 +97,6 @@ def _port() -> int | None:
     except (ValueError, IndexError, OSError):
         return None
     return port
-
-
-def _give_up(error: EsteiraError) -> None:
-    """Say why this worker cannot start and stop the master, which would start workers for ever.
-
-    Not where others served before: a database that is away when a worker is started again is no reason to stop them.
-    """
-    _log.error("a worker cannot start: %s", error)
-    if has_served():
-        return
-    _tell({"state": "failed", "error": error.to_dict(), "exit_code": error.exit_code})
-    master = os.environ.get(MASTER)
-    if master is not None and os.getppid() == int(master):
-        os.kill(int(master), signal.SIGTERM)
 
 
 class Fronted(Service[Any]):  # type: ignore[misc]  # bentoml has no types
@@ -135,9 +111,9 @@ class Fronted(Service[Any]):  # type: ignore[misc]  # bentoml has no types
             die_with_parent(int(os.environ[MASTER]))  # SIGTERM, so that requests in flight are still answered
         try:
             return _front(inner)
-        except EsteiraError as error:
-            _give_up(error)
-            raise
+        except Exception as error:  # noqa: BLE001 - told without its words, which a traceback would show
+            give_up(error)
+            raise SystemExit(1) from None
 
 
 def _front(inner: Any) -> Any:
@@ -165,6 +141,8 @@ def _front(inner: Any) -> Any:
     faults = Faults(settings.sentry_dsn.get_secret_value()) if settings.sentry_dsn is not None else None
     log = AccessLog(settings.access_log) if settings.access_log else None
     traces = Traces() if wanted() else None
+    if log is not None:
+        metrics.ask(log.numbers)
 
     def report(line: str, error: Exception) -> None:
         metrics.troubled(line)
@@ -177,6 +155,8 @@ def _front(inner: Any) -> Any:
         measured = (predictor.manifest.get("metrics") or {}) if predictor is not None else {}
         metrics.moved(old, new, measured.get("accuracy"))
         _log.info("line %s: version %s -> %s", (new or old).line, old and old.version, new and new.version)  # type: ignore[union-attr]
+        if new is not None:
+            beginning.has_model()
 
     source = source_of(settings)
     deployed = Deployed(source, device=settings.device, report=report, moved=moved)
@@ -188,18 +168,22 @@ def _front(inner: Any) -> Any:
             if log is not None:
                 log.start()
             deployed.start(period=settings.follow_seconds)
-        except EsteiraError as error:
-            _give_up(error)
+            if recorder is not None:
+                recorder.start()
+            health.start()
+            jobs.start()
+        except Exception as error:
+            give_up(error)
             raise
-        if recorder is not None:
-            recorder.start()
-        health.start()
-        jobs.start()
+
+    def serves() -> None:
+        note_served()
+        tell({"state": "ready", "port": _port()})
+
+    beginning = Beginning(serves)
 
     def started() -> None:
-        if deployed.ready:
-            note_served()
-            _tell({"state": "ready", "port": _port()})
+        beginning.takes_requests()
         watch(api)
 
     def stop() -> None:

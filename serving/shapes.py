@@ -145,7 +145,7 @@ JOB_REQUEST: Json = {
         "data": {"type": "string", **_ADDRESS, "description": "file, folder or s3:// prefix below ESTEIRA_BATCH_ROOTS"},
         "out": {**_TEXT_OR_NULL, **_ADDRESS, "description": "folder of the results; by default beside the data"},
         "format": {"type": "string", "enum": ["parquet", "csv", "jsonl"]},
-        "rows_per_part": {**_WHOLE_OR_NULL, "minimum": 1, "maximum": 60_000},
+        "rows_per_part": {**_WHOLE_OR_NULL, "minimum": 1000, "maximum": 60_000},
         "max_bad_share": {
             "type": "number",
             "minimum": 0,
@@ -154,7 +154,7 @@ JOB_REQUEST: Json = {
         },
         "rate": {
             "type": ["number", "null"],
-            "exclusiveMinimum": 0,
+            "minimum": 1,
             "maximum": 1e9,
             "description": "rows a second, at most",
         },
@@ -198,4 +198,9 @@ JOB: Json = {
         "started_at": _TEXT_OR_NULL,
         "finished_at": _TEXT_OR_NULL,
     },
+}
+JOBS: Json = {
+    "type": "object",
+    "required": ["jobs"],
+    "properties": {"jobs": {"type": "array", "maxItems": 100, "items": {"$ref": "#/components/schemas/Job"}}},
 }

@@ -174,3 +174,29 @@ def test_threads_that_use_it_at_once_leave_it_whole() -> None:
     assert [] == wrong
     assert (20, 20 * (ENTRY_BYTES + 10)) == (cache.entries, cache.bytes)
     assert 8000 == cache.hits + cache.misses
+
+
+def test_rows_of_a_request_count_as_hits_only_when_all_were_found() -> None:
+    cache = AnswerCache(10_000)
+    keys = cache.keys(BUNDLE, [{"a": 1}, {"a": 2}, {"a": object()}])
+    cache.put(keys[0], answer('{"p":1}'))
+
+    assert cache.get_all(keys[:2]) is None
+    assert (0, 2) == (cache.hits, cache.misses)
+    assert cache.get_all([keys[0], keys[2]]) is None
+    assert (0, 4) == (cache.hits, cache.misses)
+    cache.put(keys[1], answer('{"p":2}'))
+    found = cache.get_all([keys[1], keys[0], keys[1]])
+    assert found is not None
+    assert [b'{"p":2}', b'{"p":1}', b'{"p":2}'] == [bytes(raw) for raw in found]
+    assert (3, 4) == (cache.hits, cache.misses)
+
+
+def test_rows_that_were_found_together_are_used_rows() -> None:
+    cache = AnswerCache(2 * (ENTRY_BYTES + 2))
+    cache.put(b"a", answer())
+    cache.put(b"b", answer())
+    assert cache.get_all([b"a"]) is not None
+    cache.put(b"c", answer())
+
+    assert [True, False, True] == [cache.get(name) is not None for name in (b"a", b"b", b"c")]

@@ -1,12 +1,16 @@
 """Many rows in, parts out: each row gets the answer that the service gives it, and bad ones are told with their place."""
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esteira.batch import WINDOW_ROWS, WINDOW_SECONDS, Job, Stopped, Summary, course, csv_rows, projected, run, text
+from esteira.batch import (
+    WINDOW_ROWS,
+    WINDOW_SECONDS,
+    Begun,
+    Job,
+    Stopped,
+    Summary,
+    begun,
+    course,
+    csv_rows,
+    files,
+    journal,
+    projected,
+    run,
+    text,
+)
+from esteira.batch.blocks import most_rows
 from esteira.batch.columns import Columns
 from esteira.batch.files import opened
+from esteira.batch.place import JOURNAL, Bucket, place_of
 from esteira.batch.windows import part_end, windows
+from esteira.batch.workers import Failed
 from esteira.bundle import answerer, open_bundle, seal
-from esteira.errors import ConfigError, DataError, EsteiraError, Refused, SourceError
+from esteira.errors import ConfigError, DataError, EsteiraError, OutsideError, Refused, SourceError
 from esteira.family import Finding
 from esteira.features.decode import ColumnDecoder, Decoder
 from tests.batches import answered, contents, csv_of, errors, some_rows, write
@@ -40,6 +62,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(bundle: Path, data: Path, out: Path, **words: Any) -> Summary:
     return run(Job(bundle=bundle, data=str(data), out=str(out), **words))
+
+
+def _words(summary: Summary) -> tuple[Any, ...]:
+    return summary.state, summary.processed, summary.parts, summary.rows
 
 
 def _same_answers(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -181,6 +207,29 @@ class TestAnswers:
 
         assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
+    def test_an_error_of_a_worker_keeps_its_kind_and_so_its_exit_code(self) -> None:
+        letter = {"code": "what", "message": "why", "where": "there", "cure": "so"}
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            for kind in (DataError, OutsideError, Refused):
+                future: Future[Any] = pool.submit(Failed, kind, letter)
+                with pytest.raises(kind) as raised:
+                    course._result(future, lambda: None)
+
+                assert (letter, kind.exit_code) == (raised.value.to_dict(), raised.value.exit_code)
+
+    def test_a_worker_that_timed_out_by_itself_is_not_waited_for(self) -> None:
+        looks: list[int] = []
+
+        def watch() -> None:
+            looks.append(1)
+            assert len(looks) < 3, "it waits for what has ended"
+
+        future: Future[Any] = Future()
+        future.set_exception(TimeoutError("a disk that is far away"))
+
+        with pytest.raises(TimeoutError, match="far away"):
+            course._result(future, watch)
+
 
 class TestBadRows:
     def test_bad_rows_are_told_with_their_place_and_the_others_are_answered(self, bundle: Path, tmp_path: Path) -> None:
@@ -309,6 +358,73 @@ class TestSources:
 
         _same_answers(answered(tmp_path / "out"), answers(bundle, rows))
 
+    def test_a_json_array_that_would_fill_the_memory_is_refused_with_the_cure(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        with (tmp_path / "rows.json").open("wb") as file:
+            file.write(b"[" + b" " * (33 << 20) + json.dumps(ROW).encode() + b"]")
+
+        with pytest.raises(DataError, match="33,554,432 bytes at most") as refused:
+            _run(bundle, tmp_path / "rows.json", tmp_path / "out")
+
+        assert "array_too_large" == refused.value.code
+        assert "one object a line" in refused.value.cure
+
+    @pytest.mark.parametrize(
+        ("name", "joined", "most"),
+        [
+            ("rows.csv", "\n", 40),
+            ("rows.csv", "\r\n", 40),
+            ("rows.csv", "\r", 40),
+            ("rows.jsonl", "\n", 40),
+            ("rows.jsonl", "\r", 40),
+            ("rows.json", ", ", None),
+            ("rows.json", ",\n", None),
+        ],
+    )
+    def test_the_number_of_rows_that_is_told_beforehand_is_never_too_small(
+        self, name: str, joined: str, most: int | None, tmp_path: Path
+    ) -> None:
+        rows = some_rows(40)
+        said = csv_of(rows).replace("\n", joined) if name == "rows.csv" else joined.join(map(json.dumps, rows))
+        if name == "rows.json":
+            said = "\n[" + said + "]\n"
+        (tmp_path / name).write_bytes(said.encode())
+
+        with opened(str(tmp_path / name)) as source:
+            assert most == most_rows(source)
+
+    def test_bad_rows_are_not_too_many_because_good_ones_have_another_line_end(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        bad = [{**row, "age": "?!"} if number < 10 else row for number, row in enumerate(some_rows(60))]
+        (tmp_path / "in").mkdir()
+        write(tmp_path / "in" / "a.csv", bad)
+        (tmp_path / "in" / "b.csv").write_bytes(csv_of(some_rows(940)).replace("\n", "\r").encode())
+
+        summary = _run(bundle, tmp_path / "in", tmp_path / "out")
+
+        assert (990, 10, 1000) == (summary.processed, summary.error, summary.rows)
+
+    @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl.gz"])
+    def test_it_stops_also_while_a_source_is_hashed(self, name: str, bundle: Path, tmp_path: Path) -> None:
+        data = write(tmp_path / name, some_rows(500))
+        told: list[Summary] = []
+        with pytest.raises(Stopped):
+            run(
+                Job(bundle=bundle, data=str(data), out=str(tmp_path / "out"), rows_per_part=100), tell=told.append,
+                stop=lambda: len(told) >= 2,
+            )  # fmt: skip
+
+        with pytest.raises(Stopped) as stopped:
+            run(Job(bundle=bundle, data=str(data), out=str(tmp_path / "out")), stop=lambda: True)
+        with pytest.raises(Stopped) as before:
+            run(Job(bundle=bundle, data=str(data), out=str(tmp_path / "new")), stop=lambda: True)
+
+        assert ("stopped", 200, 2, None) == _words(stopped.value.summary), "what was answered before is told"
+        assert ("stopped", 0, 0, None) == _words(before.value.summary)
+        assert not (tmp_path / "new" / JOURNAL).exists()
+
     def test_columns_may_stand_in_any_order_and_the_label_may_be_there(self, bundle: Path, tmp_path: Path) -> None:
         rows = some_rows(20)
         turned = [{"buys": "yes", **dict(reversed(row.items()))} for row in rows]
@@ -406,8 +522,6 @@ class TestPlaces:
         assert "out_not_empty" == refused.value.code
 
     def test_two_runs_into_one_folder_do_not_mix(self, bundle: Path, tmp_path: Path) -> None:
-        from esteira.batch.place import place_of
-
         data = write(tmp_path / "rows.csv", some_rows(10))
         with place_of(str(tmp_path / "out")).alone(), pytest.raises(Refused) as refused:
             _run(bundle, data, tmp_path / "out")
@@ -442,9 +556,76 @@ class TestPlaces:
         )
 
     @pytest.mark.parametrize(
-        "words",
-        [{"rows_per_part": 0}, {"rows_per_part": 60_001}, {"max_bad_share": 1.1}, {"rate": 0.0}, {"delimiter": '"'}],
+        "name", [JOURNAL, "errors.jsonl", "progress.json", "parts", ".state", ".state/locks", ".state/locks/batch.lock"]
     )
+    def test_a_link_in_the_folder_leads_no_writing_out_of_it(self, name: str, bundle: Path, tmp_path: Path) -> None:
+        out, other = tmp_path / "out", tmp_path / "other"
+        rows = some_rows(30)
+        rows[0]["age"] = "?!"
+        data = write(tmp_path / "rows.csv", rows)
+        _run(bundle, data, out)
+        (out / name).rename(other)
+        (out / name).symlink_to(other)
+        before = other.read_bytes() if other.is_file() else sorted(other.rglob("*"))
+
+        with pytest.raises(Refused) as refused:
+            _run(bundle, data, out)
+
+        assert "linked" == refused.value.code
+        assert before == (other.read_bytes() if other.is_file() else sorted(other.rglob("*")))
+
+    def test_a_link_that_is_made_while_it_runs_is_not_followed(self, tmp_path: Path) -> None:
+        place, other = place_of(str(tmp_path / "out")), tmp_path / "other"
+        other.write_bytes(b"not ours")
+
+        with place.alone():
+            (tmp_path / "out" / "errors.jsonl").symlink_to(other)
+            with pytest.raises(OutsideError):
+                place.add_errors(0, b"{}\n", 0)
+
+        assert b"not ours" == other.read_bytes()
+
+    @pytest.mark.parametrize("uri", ["s3://lake/in/../rows.csv", "s3://lake/in/./rows.csv", "s3://lake/in/.."])
+    @pytest.mark.parametrize("within", [(), ("s3://lake/in/",)])
+    def test_an_s3_address_leads_no_way_up(self, uri: str, within: tuple[str, ...]) -> None:
+        with pytest.raises(ConfigError, match="in full"):
+            files.inside(uri, within)
+        with pytest.raises(ConfigError, match="in full"):
+            place_of(uri, within)
+
+    def test_more_parts_than_their_names_can_order_are_refused(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert 99_999 == journal.MOST_PARTS
+        monkeypatch.setattr(journal, "MOST_PARTS", 3)
+        known, unknown = write(tmp_path / "rows.csv", some_rows(8)), tmp_path / "rows.json"
+        unknown.write_text(json.dumps(some_rows(8)), encoding="utf-8")
+
+        for data, parts in ((known, 0), (unknown, 3)):
+            out = tmp_path / f"out-{data.suffix}"
+            with pytest.raises(ConfigError) as refused:
+                _run(bundle, data, out, rows_per_part=2)
+            assert "too_many_parts" == refused.value.code
+            assert "more rows a part" in refused.value.cure
+            assert parts == (len(answered(out)) // 2 if (out / "parts").exists() else 0)
+        # Where it is known beforehand, the same folder takes the cure.
+        assert 3 == _run(bundle, known, tmp_path / "out-.csv", rows_per_part=3).parts
+
+    def test_what_answers_a_batch_that_was_begun_is_told(self, bundle: Path, tmp_path: Path) -> None:
+        assert begun(str(tmp_path / "out")) is None
+        summary = _run(bundle, write(tmp_path / "rows.csv", some_rows(3)), tmp_path / "out")
+        (tmp_path / "file").write_bytes(b"")
+
+        assert Begun("tabular@shop-buys", summary.bundle_id) == begun(str(tmp_path / "out"))
+        assert begun(str(tmp_path / "file")) is None, "whoever writes there is told why"
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            {"rows_per_part": 0}, {"rows_per_part": 60_001}, {"max_bad_share": 1.1}, {"rate": 0.0}, {"rate": 0.9},
+            {"delimiter": '"'},
+        ],
+    )  # fmt: skip
     def test_words_out_of_their_range_are_refused(self, words: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as refused:
             Job(bundle=tmp_path, data="x", out="y", **words)
@@ -464,6 +645,9 @@ class TestS3:
         client = boto3.client("s3")
         client.create_bucket(Bucket="lake")
         yield client
+        # What it holds belongs to the process, and would be there for the next test.
+        for entry in client.list_objects_v2(Bucket="lake").get("Contents", ()):
+            client.delete_object(Bucket="lake", Key=entry["Key"])
         server.stop()
 
     def test_rows_of_a_prefix_are_answered_into_a_prefix_and_a_stopped_run_goes_on(
@@ -493,6 +677,113 @@ class TestS3:
         assert 11 == json.loads(said)["row"]
         with pytest.raises(Refused, match="new prefix"):
             run(Job(bundle=bundle, data="s3://lake/rows/", out="s3://lake/rows"))
+        head = s3.head_object(Bucket="lake", Key="answers/parts/00000.parquet", ChecksumMode="ENABLED")
+        assert (
+            base64.b64encode(hashlib.sha256(found["parts/00000.parquet"]).digest()).decode() == head["ChecksumSHA256"]
+        )
+
+    def test_of_two_runs_below_one_prefix_one_goes_on_and_the_other_is_refused(
+        self, s3: Any, bundle: Path, tmp_path: Path
+    ) -> None:
+        data = write(tmp_path / "rows.csv", some_rows(500))
+        _run(bundle, data, tmp_path / "out", rows_per_part=100)
+        job = Job(bundle=bundle, data=str(data), out="s3://lake/answers", rows_per_part=100)
+        told: list[Summary] = []
+
+        def beside(summary: Summary) -> None:
+            told.append(summary)
+            if len(told) == 2:
+                assert "done" == run(job).state
+
+        with pytest.raises(Refused) as refused:
+            run(job, tell=beside)
+
+        assert "locked" == refused.value.code
+        assert 2 == len(told), "it notes and tells nothing more"
+        kept = {entry["Key"] for entry in s3.list_objects_v2(Bucket="lake", Prefix="answers/")["Contents"]}
+        found = {key.removeprefix("answers/"): s3.get_object(Bucket="lake", Key=key)["Body"].read() for key in kept}
+        assert "done" == json.loads(found.pop("progress.json"))["state"]
+        assert contents(tmp_path / "out") == found
+
+    def test_of_two_runs_that_begin_at_once_one_writes_the_journal(self, s3: Any) -> None:
+        one, two = Bucket("s3://lake/answers"), Bucket("s3://lake/answers")
+        assert one.read(JOURNAL) is None
+        assert two.read(JOURNAL) is None
+
+        one.put(JOURNAL, b"{}\n")
+        with pytest.raises(Refused) as refused:
+            two.put(JOURNAL, b"{}\n")
+
+        assert "locked" == refused.value.code
+        one.note(b"[]\n", 3)
+        assert b"{}\n[]\n" == two.read(JOURNAL)
+        two.note(b"and\n", 6)
+        with pytest.raises(Refused):
+            one.note(b"or\n", 6)
+
+    def test_a_note_that_is_sent_twice_because_its_answer_was_lost_is_no_other_run(self, s3: Any) -> None:
+        class Lossy:
+            """Sends everything again, as a client does that heard nothing."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(s3, name)
+
+            def put_object(self, **words: Any) -> Any:
+                s3.put_object(**words)
+                return s3.put_object(**words)
+
+        place = Bucket("s3://lake/answers")
+        place.__dict__["_client"] = Lossy()
+        assert place.read(JOURNAL) is None
+
+        place.put(JOURNAL, b"{}\n")
+        place.note(b"[]\n", 3)
+        place.note(b"[]\n", 6)
+
+        assert b"{}\n[]\n[]\n" == place.read(JOURNAL)
+
+    @pytest.mark.parametrize(
+        ("key", "change"),
+        [
+            ("parts/00000.parquet", lambda data: data[::-1]),
+            ("parts/00000.parquet", None),
+            ("errors/00000.jsonl", lambda data: data[:-1]),
+            ("errors/00000.jsonl", None),
+        ],
+        ids=["a part that is changed", "no part", "half the errors", "no errors"],
+    )
+    def test_what_was_finished_below_a_prefix_is_held_against_the_journal(
+        self, key: str, change: Callable[[bytes], bytes] | None, s3: Any, bundle: Path, tmp_path: Path
+    ) -> None:
+        rows = some_rows(300)
+        rows[10]["age"] = "?!"
+        data = write(tmp_path / "rows.csv", rows)
+        job = Job(bundle=bundle, data=str(data), out="s3://lake/answers", rows_per_part=100)
+        told: list[Summary] = []
+        with pytest.raises(Stopped):
+            run(job, stop=lambda: len(told) >= 2, tell=told.append)
+        where = {"Bucket": "lake", "Key": f"answers/{key}"}
+        before = s3.get_object(**where)["Body"].read()
+        if change is None:
+            s3.delete_object(**where)
+        else:
+            s3.put_object(**where, Body=change(before))
+
+        with pytest.raises(Refused) as refused:
+            run(job)
+        assert "part_lost" == refused.value.code
+        s3.put_object(**where, Body=before)
+        summary = run(job)
+        assert (299, 1) == (summary.processed, summary.error)
+
+    def test_it_stops_also_while_objects_are_copied(
+        self, s3: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        s3.upload_file(str(write(tmp_path / "rows.csv", some_rows(100))), "lake", "rows.csv")
+        monkeypatch.setattr(files, "_measured", None)  # nothing is hashed any more
+
+        with pytest.raises(Stopped):
+            run(Job(bundle=bundle, data="s3://lake/rows.csv", out=str(tmp_path / "out")), stop=lambda: True)
 
 
 class TestPaceAndWindows:

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esteira.errors import ConfigError
+from esteira.batch.place import place_of
+from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused, SourceError
 from esteira.settings import Settings, load_settings
-from esteira.store import BatchJobs, Store
-from serving.deployments import Folder
+from esteira.store import BatchJob, BatchJobs, Store
+from esteira.store.store import now
+from serving.deployments import Deployment, Folder
 from serving.jobs import Jobs
 from serving.problems import Problem
 from tests.batches import answered, errors, some_rows, write
@@ -126,10 +128,10 @@ def test_a_bundle_id_names_a_model_too(service: Service, root: Path) -> None:
 
 
 def test_a_job_is_cancelled_and_resumed_where_it_was(service: Service, root: Path) -> None:
-    data = write(root / "rows.csv", some_rows(1000))
+    data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=400, rows_per_part=100)
-    service.wait(job, lambda job: job["processed"] >= 100)
+    job = service.submit(data=str(data), rate=4000, rows_per_part=1000)
+    service.wait(job, lambda job: job["processed"] >= 1000)
 
     status, cancelled = service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {})
     assert (200, "cancelled") == (status, cancelled["state"])
@@ -139,19 +141,20 @@ def test_a_job_is_cancelled_and_resumed_where_it_was(service: Service, root: Pat
     status, resumed = service.ask(f"/v1/batch-predictions/{job['id']}/resume", {})
     assert (202, "queued") == (status, resumed["state"])
     done = service.wait(job, _ended)
-    assert ("done", 1000, 100) == (done["state"], done["processed"], done["progress"])
-    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+    assert ("done", 10_000, 100) == (done["state"], done["processed"], done["progress"])
+    assert list(range(1, 10_001)) == [row["row"] for row in answered(Path(job["out"]))]
     assert (409, "wrong_state") == _told(service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {}))
     assert (409, "wrong_state") == _told(service.ask(f"/v1/batch-predictions/{job['id']}/resume", {}))
 
 
 def test_a_service_that_starts_again_goes_on_with_what_was_left(service: Service, root: Path) -> None:
-    data = write(root / "rows.csv", some_rows(1000))
+    data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=300, rows_per_part=100)
-    service.wait(job, lambda job: job["processed"] >= 100)
+    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    service.wait(job, lambda job: job["processed"] >= 1000)
     service.jobs.stop()
     assert "queued" == service.wait(job, lambda _: True)["state"]
+    assert 0 == _kept(service, job).tries, "that is no try that failed"
 
     again = service.made()
     again.start()
@@ -160,8 +163,8 @@ def test_a_service_that_starts_again_goes_on_with_what_was_left(service: Service
     finally:
         again.stop()
 
-    assert ("done", 1000) == (done["state"], done["processed"])
-    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+    assert ("done", 10_000) == (done["state"], done["processed"])
+    assert list(range(1, 10_001)) == [row["row"] for row in answered(Path(job["out"]))]
 
 
 def test_a_job_of_a_service_that_was_killed_is_begun_again_by_another(service: Service, root: Path) -> None:
@@ -180,21 +183,169 @@ def test_a_job_of_a_service_that_was_killed_is_begun_again_by_another(service: S
 
 
 def test_a_process_that_is_killed_is_a_job_that_failed_and_can_be_resumed(service: Service, root: Path) -> None:
-    data = write(root / "rows.csv", some_rows(1000))
+    data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=300, rows_per_part=100)
-    service.wait(job, lambda job: job["processed"] >= 100)
+    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    service.wait(job, lambda job: job["processed"] >= 1000)
 
-    for pid in descendants(os.getpid())[1:]:
-        if b"esteira.batch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+    for pid in _processes():
+        os.kill(pid, signal.SIGKILL)
     failed = service.wait(job, _ended)
     assert ("failed", "process_died") == (failed["state"], failed["failure"]["code"])
 
     assert 202 == service.ask(f"/v1/batch-predictions/{job['id']}/resume", {})[0]
     done = service.wait(job, lambda job: job["state"] == "done")
     assert done["failure"] is None
-    assert list(range(1, 1001)) == [row["row"] for row in answered(Path(job["out"]))]
+    assert list(range(1, 10_001)) == [row["row"] for row in answered(Path(job["out"]))]
+
+
+def _processes() -> list[int]:
+    """Those of jobs."""
+    own = descendants(os.getpid())[1:]
+    return [pid for pid in own if b"esteira.batch" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _kept(service: Service, job: Any) -> BatchJob:
+    found = BatchJobs(Store.open(service.settings.database_url)).find(job["id"])
+    assert found is not None
+    return found
+
+
+def test_a_job_that_was_begun_three_times_without_a_part_has_failed(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(1000))
+    first, second = service.submit(data=str(data)), service.submit(data=str(data))
+    kept = BatchJobs(Store.open(service.settings.database_url))
+    for number in range(3):
+        claimed = kept.claim(f"service {number}, which the job kills", lease=0)
+        assert claimed is not None
+        assert (first["id"], number + 1) == (claimed.job_id, claimed.tries)
+
+    again = service.made(lease=0.2)
+    again.start()
+    try:
+        assert "done" == service.wait(second, _ended)["state"]
+        failed = service.wait(first, _ended)
+        assert ("failed", "process_died") == (failed["state"], failed["failure"]["code"])
+        assert 202 == service.ask(f"/v1/batch-predictions/{first['id']}/resume", {})[0]
+        assert 1000 == service.wait(first, lambda job: job["state"] == "done")["processed"]
+    finally:
+        again.stop()
+
+
+def test_a_part_that_was_finished_makes_the_tries_begin_anew(service: Service, root: Path) -> None:
+    data = write(root / "rows.csv", some_rows(10_000))
+    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    kept = BatchJobs(Store.open(service.settings.database_url))
+    for _ in range(2):
+        assert kept.claim("a service that is no more", lease=0) is not None
+    again = service.made(lease=0.2)
+    again.start()
+    try:
+        service.wait(job, lambda job: job["processed"] >= 1000)
+        assert 0 == _kept(service, job).tries
+    finally:
+        again.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Refused, "failed"), (SourceError, "failed"), (OutsideError, "done")],
+    ids=["spoiled", "gone", "away"],
+)
+def test_a_bundle_that_cannot_be_had_holds_no_other_job(
+    error: type[EsteiraError], state: str, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder, troubles = write(root / "rows.csv", some_rows(10)), service.source.folder, [1]
+
+    def troubled(deployment: Deployment) -> Path:
+        if troubles:
+            troubles.clear()
+            raise error("the bundle must be what was sealed", code="bundle_trouble", where="storage", cure="look there")
+        return folder(deployment)
+
+    monkeypatch.setattr(service.source, "folder", troubled)
+    first, second = service.submit(data=str(data)), service.submit(data=str(data))
+    service.jobs.start()
+
+    assert "done" == service.wait(second, _ended)["state"]
+    ended = service.wait(first, _ended)
+    assert state == ended["state"]
+    if state == "failed":
+        assert {"code": "bundle_trouble", "message": "the bundle must be what was sealed"} == ended["failure"]
+    else:
+        assert str(_kept(service, second).finished_at) < str(_kept(service, first).finished_at), (
+            "it waited behind the other"
+        )
+
+
+def test_jobs_of_other_lines_and_bundles_are_left_to_other_services(service: Service, root: Path) -> None:
+    kept = BatchJobs(Store.open(service.settings.database_url))
+    others = {"1" * 32: {"line": "tabular@other"}, "2" * 32: {"line": LINE}, "3" * 32: {"line": LINE, "version": None}}
+    for job_id, words in others.items():
+        kept.add({**_values(job_id), **words}, most=10)
+    service.jobs.start()
+
+    done = service.wait(service.submit(data=str(write(root / "rows.csv", some_rows(10)))), _ended)
+
+    assert "done" == done["state"]
+    for job_id in others:
+        found = service.ask(f"/v1/batch-predictions/{job_id}")[1]
+        assert ("queued", None) == (found["state"], found["failure"]), "another service may have its bundle"
+
+
+def test_a_job_whose_folder_is_taken_waits_behind_the_others(
+    service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.job_runner._END", 0.3)
+    data = str(write(root / "rows.csv", some_rows(10)))
+    with place_of(str(root / "taken")).alone():
+        first = service.submit(data=data, out=str(root / "taken"))
+        others = [service.submit(data=data) for _ in range(2)]
+        service.jobs.start()
+        for job in others:
+            assert "done" == service.wait(job, _ended)["state"]
+        assert not _ended(service.wait(first, lambda _: True))
+
+    assert "done" == service.wait(first, _ended)["state"]
+
+
+def test_the_temporary_files_of_a_job_go_with_its_process_however_it_ends(
+    service: Service, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    data = write(root / "rows.csv", some_rows(10_000))
+    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    left = tmp_path / "tmp" / f"esteira-batch-{job['id']}"
+    left.mkdir()
+    former = left / "of a service that was killed"
+    former.write_bytes(b"rows")
+    service.jobs.start()
+    service.wait(job, lambda job: job["processed"] >= 1000)
+
+    (pid,) = _processes()
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert f"TMPDIR={left}".encode() in environment
+    assert not former.exists()
+    (left / "a copy of an object").write_bytes(b"rows")
+    os.kill(pid, signal.SIGKILL)
+
+    assert "failed" == service.wait(job, _ended)["state"]
+    _until(lambda: not left.exists())
+
+
+def test_the_latest_jobs_are_listed_the_newest_first(service: Service, root: Path) -> None:
+    assert (200, {"jobs": []}) == service.ask("/v1/batch-predictions")
+    data = str(write(root / "rows.csv", some_rows(3)))
+    made = [service.submit(data=data) for _ in range(3)]
+    elsewhere = BatchJobs(Store.open(service.settings.database_url, tenant="another"))
+    elsewhere.add(_values("4" * 32), most=10)
+
+    status, found = service.ask("/v1/batch-predictions")
+
+    assert 200 == status
+    assert list(reversed(made)) == found["jobs"]
+    assert (405, "method") == _told(service.ask("/v1/batch-predictions", {}))
 
 
 def test_too_many_bad_rows_fail_a_job_with_the_reason(service: Service, root: Path) -> None:
@@ -216,7 +367,7 @@ def test_one_job_is_under_way_at_a_time_whoever_works(service: Service, root: Pa
         jobs.start()
     try:
         made = [
-            service.submit(data=str(write(root / f"{name}.csv", some_rows(300))), rate=300, rows_per_part=100)
+            service.submit(data=str(write(root / f"{name}.csv", some_rows(3000))), rate=3000, rows_per_part=1000)
             for name in "abc"
         ]
         most = 0
@@ -248,6 +399,7 @@ def test_addresses_outside_of_the_roots_are_refused(service: Service, root: Path
         {"data": str(root / "link.csv")},
         {"data": f"{root}/../other/rows.csv"},
         {"data": "s3://lake/rows.csv"},
+        {"data": "s3://lake/in/../rows.csv"},
         {"data": str(root / "rows.csv"), "out": str(other / "out")},
         {"data": str(root / "rows.csv"), "out": str(root / "way" / "out")},
         {"data": "/etc/passwd"},
@@ -303,9 +455,11 @@ def test_what_is_not_there_and_what_is_not_allowed_has_its_status(service: Servi
     assert (422, "missing_field") == _told(service.ask(path, {}))
     assert (422, "unknown_field") == _told(service.ask(path, {"data": "/x", "workers": 9}))
     assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 60_001}))
-    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 0.5}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 1000.5}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rows_per_part": 999}))
+    assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "rate": 0.9}))
     assert (422, "wrong_type") == _told(service.ask(path, {"data": "/x", "delimiter": '"'}))
-    assert (403, "outside_roots") == _told(service.ask(path, {"data": "/x", "rows_per_part": 100.0, "rate": 5}))
+    assert (403, "outside_roots") == _told(service.ask(path, {"data": "/x", "rows_per_part": 1000.0, "rate": 1}))
     nothing = dict.fromkeys(("out", "rows_per_part", "rate"))
     assert (403, "outside_roots") == _told(service.ask(path, {"data": "/x", **nothing}))
     assert not service.jobs.takes("/v1/tabular/predict")
@@ -355,7 +509,7 @@ def test_a_service_that_is_killed_goes_on_with_its_job_when_it_is_started_again(
     bundle: Path, root: Path, tmp_path: Path
 ) -> None:
     """The real service over a socket, its whole tree killed by kill -9 in the middle of a job, and started again."""
-    data = write(root / "rows.csv", some_rows(3000))
+    data = write(root / "rows.csv", some_rows(12_000))
     env = {
         "ESTEIRA_HOME": str(tmp_path / "home"), "ESTEIRA_BATCH_ROOTS": str(root), "ESTEIRA_DRAIN_SECONDS": "0",
         "ESTEIRA_DATABASE_URL": f"sqlite:///{tmp_path / 'store.db'}",
@@ -363,12 +517,12 @@ def test_a_service_that_is_killed_goes_on_with_its_job_when_it_is_started_again(
     words = ["--bundle", str(bundle), "--port", "0"]
     first = Running(words, env=env, log=tmp_path / "first.log").wait_ready()
     try:
-        asked = {"data": str(data), "rate": 500, "rows_per_part": 250}
+        asked = {"data": str(data), "rate": 2000, "rows_per_part": 1000}
         status, job, _ = first.ask(f"/v1/models/{LINE}/batch-predict", asked)
         assert 202 == status, job
         path = f"/v1/batch-predictions/{job['id']}"
         assert (401, 405) == (first.ask(path, key=None)[0], first.ask(path, method="DELETE")[0])
-        _until(lambda: first.ask(path)[1]["processed"] >= 500)
+        _until(lambda: first.ask(path)[1]["processed"] >= 2000)
         tree = first.tree()
         assert [pid for pid in tree if b"esteira.batch" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     finally:
@@ -383,8 +537,8 @@ def test_a_service_that_is_killed_goes_on_with_its_job_when_it_is_started_again(
         status, done, _ = second.ask(path)
     finally:
         second.stop()
-    assert (200, "done", 3000, 0, 100) == (status, done["state"], done["processed"], done["error"], done["progress"])
-    assert list(range(1, 3001)) == [row["row"] for row in answered(Path(done["out"]))]
+    assert (200, "done", 12_000, 0, 100) == (status, done["state"], done["processed"], done["error"], done["progress"])
+    assert list(range(1, 12_001)) == [row["row"] for row in answered(Path(done["out"]))]
 
 
 def _until(true: Callable[[], bool], seconds: float = 90) -> None:
@@ -416,6 +570,61 @@ class TestStore:
         assert following is not None
         assert "b" == following.job_id
 
+    def test_a_job_that_ended_its_owners_too_often_fails_and_the_next_is_claimed(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        for name in ("a", "b"):
+            jobs.add(_values(name), most=10)
+        for number in range(3):
+            claimed = jobs.claim(f"owner {number}", lease=0)
+            assert claimed is not None
+            assert ("a", number + 1) == (claimed.job_id, claimed.tries)
+
+        following = jobs.claim("another", lease=0)
+
+        assert following is not None
+        assert "b" == following.job_id
+        failed = jobs.find("a")
+        assert failed is not None
+        assert ("failed", None, 3) == (failed.state, failed.owner, failed.tries)
+        assert failed.failure is not None
+        assert "process_died" == failed.failure["code"]
+        assert failed.finished_at is not None
+
+    def test_a_job_is_claimed_by_who_has_its_bundle(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        jobs.add({**_values("a"), "line": "tabular@other"}, most=10)
+        jobs.add({**_values("b"), "version": None}, most=10)
+        jobs.add(_values("c"), most=10)
+
+        for bundles, found in (
+            ({}, None),
+            ({"tabular": None}, None),
+            ({LINE: "c" * 64}, None),
+            ({LINE: None}, "c"),
+            ({LINE: "b" * 64}, "b"),
+            ({"tabular@other": None, LINE: None}, "a"),
+            (None, "a"),
+        ):
+            assert (found is not None) is jobs.waiting(lease=60, bundles=bundles)
+            claimed = jobs.claim("one", lease=60, bundles=bundles)
+            assert found == (claimed and claimed.job_id)
+            if claimed is not None:
+                assert jobs.move(claimed.job_id, ("running",), state="queued")
+
+    def test_who_was_put_back_waits_behind_the_others(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        for name in ("a", "b"):
+            jobs.add(_values(name), most=10)
+        assert jobs.claim("one", lease=60) is not None
+        assert jobs.tell("a", "one", state="queued", queued_at=now())
+
+        following = jobs.claim("one", lease=60)
+
+        assert following is not None
+        assert "b" == following.job_id
+        assert ["b", "a"] == [job.job_id for job in jobs.latest(10)], "listed as they were asked for"
+        assert ["b"] == [job.job_id for job in jobs.latest(1)]
+
     def test_a_job_moves_only_from_the_states_that_are_named(self, store: Store) -> None:
         jobs = BatchJobs(store)
         jobs.add(_values("a"), most=10)
@@ -435,6 +644,7 @@ class TestStore:
         assert other.find("a") is None
         assert other.claim("one", lease=0) is None
         assert not other.move("a", ("queued",), state="cancelled")
+        assert [] == other.latest(10)
 
     def test_no_more_than_so_many_wait(self, store: Store) -> None:
         jobs = BatchJobs(store)

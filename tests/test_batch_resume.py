@@ -214,6 +214,47 @@ def test_a_part_that_is_gone_or_a_source_that_was_changed_is_refused(bundle: Pat
     assert "another_batch" == refused.value.code
 
 
+@pytest.mark.parametrize("name", ["parts/00001.parquet", "errors.jsonl"])
+def test_what_was_finished_is_held_against_the_journal(
+    name: str, bundle: Path, data: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _stop_after(2, _job(bundle, data, out))
+    before = (out / name).read_bytes()
+
+    # As many bytes, but others; and of errors, which are held by their size, too few.
+    (out / name).write_bytes(before[:-1] if name == "errors.jsonl" else before[:-9] + b"another" + before[-2:])
+    with pytest.raises(Refused, match=name) as refused:
+        run(_job(bundle, data, out))
+
+    assert "part_lost" == refused.value.code
+    (out / name).write_bytes(before)
+    run(_job(bundle, data, out))
+    assert whole == contents(out)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_changes_while_it_is_open_gives_no_further_part(
+    parts: int, workers: int, bundle: Path, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "rows.csv", some_rows(2 * PART))
+    told: list[Summary] = []
+
+    def change(summary: Summary) -> None:
+        told.append(summary)
+        if len(told) == parts:  # of two: before the last one, and before the end is noted
+            with data.open("r+b") as file:
+                file.seek(-2, os.SEEK_END)
+                file.write(b"Z")
+
+    with pytest.raises(Refused) as refused:
+        run(_job(bundle, data, tmp_path / "out", workers=workers), tell=change)
+
+    assert "source_changed" == refused.value.code
+    assert parts == _notes(tmp_path / "out")
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import click
 import pytest
@@ -21,13 +22,14 @@ from esteira.batch import run as answer
 from esteira.cli import main
 from esteira.errors import Refused
 from esteira.registry import Registry
+from esteira.registry.reference import version_of
 from esteira.settings import load_settings
 from pipelines import ir_check, ops
 from pipelines.compile import Compiled, write_batch
 from pipelines.resources import read_resources
 from serving.deployments import FromRegistry
 from serving.jobs import Jobs
-from tests.batches import answered, some_rows, write
+from tests.batches import answered, contents, some_rows, write
 from tests.small_bundle import make_bundle
 
 LINE = "tabular@shop-buys"
@@ -82,13 +84,18 @@ def test_the_kfp_door_and_the_command_line_take_what_the_function_takes() -> Non
     assert taken - {"params"} == options - {"section", "pairs", "as_json"}
 
 
+def _begin(job: Job) -> None:
+    """Two parts of it."""
+    told: list[Summary] = []
+    with pytest.raises(Stopped):
+        answer(job, stop=lambda: len(told) >= 2, tell=told.append)
+
+
 def test_a_try_goes_on_where_the_one_before_it_ended(tmp_path: Path, esteira_home: Path) -> None:
     make_bundle(tmp_path / "bundle")
     data = write(tmp_path / "rows.csv", some_rows(500))
     job = Job(bundle=tmp_path / "bundle", data=str(data), out=str(tmp_path / "answers"), rows_per_part=100)
-    told: list[Summary] = []
-    with pytest.raises(Stopped):
-        answer(job, stop=lambda: len(told) >= 2, tell=told.append)
+    _begin(job)
     assert 200 == len(answered(tmp_path / "answers"))
 
     report = batch.run(
@@ -158,6 +165,49 @@ def test_a_lines_champion_answers_by_every_door(
         main(["batch", "--line", "tabular@other", "--data", str(data), "--out", str(tmp_path / "no"), "--json"])
     assert 1 == ended.value.code
     assert "no_champion" == json.loads(capsys.readouterr().out)["error"]["code"]
+
+
+@pytest.mark.slow
+def test_a_try_after_a_promotion_goes_on_with_the_version_that_the_batch_began_with(
+    released: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = released.resolve(LINE)
+    assert first is not None
+    data = write(tmp_path / "rows.csv", some_rows(500))
+    answer(Job(bundle=released.fetch(first), data=str(data), out=str(tmp_path / "whole"), rows_per_part=100))
+    for name in ("step", "command"):
+        _begin(Job(bundle=released.fetch(first), data=str(data), out=str(tmp_path / name), rows_per_part=100))
+
+    released.set_alias(LINE, "champion", 2)
+    report = batch.run(source=str(data), line=LINE, destination=str(tmp_path / "step"), out=tmp_path / "out")
+    with pytest.raises(SystemExit) as ended:
+        main(["batch", "--line", LINE, "--data", str(data), "--out", str(tmp_path / "command"), "--json"])
+
+    assert 0 == ended.value.code
+    said = capsys.readouterr()
+    assert first.bundle_id == report.bundle_id == json.loads(said.out)["bundle_id"]
+    assert "goes on with version 1, which it began with; the champion is version 2 now" in said.err
+    assert contents(tmp_path / "whole") == contents(tmp_path / "step") == contents(tmp_path / "command")
+    champion = released.resolve(LINE)
+    assert champion is not None
+    anew = batch.run(source=str(data), line=LINE, destination=str(tmp_path / "anew"), out=tmp_path / "out")
+    assert champion.bundle_id == anew.bundle_id, "what begins now, begins with the champion of now"
+
+
+def test_only_a_version_of_the_line_that_did_not_fail_is_taken_instead_of_the_alias() -> None:
+    def version(number: int, state: str) -> Any:
+        return SimpleNamespace(version=number, bundle_id=f"b{number}", state=state)
+
+    known = [version(4, "validated"), version(3, "production"), version(2, "rolled_back"), version(1, "failed")]
+    registry = Mock(spec_set=Registry)
+    registry.resolve.return_value = known[1]
+    registry.versions.return_value = known
+
+    for bundle_id, number in {"": 3, "b1": 3, "b2": 2, "b3": 3, "b4": 4, "other": 3}.items():
+        assert known[4 - number] is version_of(registry, LINE, begun=bundle_id)
+    registry.resolve.return_value = None
+    registry.versions.return_value = []
+    assert version_of(registry, LINE, begun="b1") is None
 
 
 @pytest.mark.slow

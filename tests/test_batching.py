@@ -5,6 +5,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,7 @@ def test_what_waits_behind_a_call_that_takes_too_long_is_answered() -> None:
     async def run() -> "list[list[Answer] | BaseException]":
         asked = [asyncio.ensure_future(batcher.answer(rows(number))) for number in range(3)]
         await asyncio.to_thread(model.begun.acquire)
-        asked.append(asyncio.ensure_future(batcher.answer(rows(3))))
+        asked.append(asyncio.ensure_future(batcher.answer(rows(3), None, 30.0)))
         return await asyncio.gather(*asked, return_exceptions=True)
 
     try:
@@ -361,6 +362,86 @@ def test_what_waits_behind_a_call_that_takes_too_long_is_answered() -> None:
     assert (said(0), said(3)) == (first, behind)
     assert isinstance(second, LateError)
     assert isinstance(third, LateError)
+
+
+def test_whose_time_is_up_while_it_waits_for_a_call_is_told_then_and_takes_part_in_none() -> None:
+    model = Model(INLINE_US, waits=True)
+    batcher = Batcher(model, seconds=30.0)
+
+    async def run() -> None:
+        asked = [asyncio.ensure_future(batcher.answer(rows(number))) for number in range(4)]
+        await asyncio.to_thread(model.begun.acquire)
+        with pytest.raises(LateError) as late:
+            await batcher.answer(rows(4), None, 0.02)
+        assert late.value.call is None
+        assert [True, False, False, False] == [one.done() for one in asked], "the others have their own time"
+        model.release.set()
+        assert [said(number) for number in range(4)] == await asyncio.gather(*asked)
+
+    try:
+        asyncio.run(asyncio.wait_for(release_after(run(), model), 30))
+    finally:
+        model.release.set()
+
+    assert [[0], [1, 2], [3]] == model.calls
+    assert 0 == batcher._gathered
+
+
+def test_each_request_of_a_call_has_its_own_time() -> None:
+    model = Model(INLINE_US, waits=True)
+    batcher = Batcher(model, seconds=30.0)
+
+    async def run() -> None:
+        lefts = (None, 0.02, 30.0)
+        asked = [asyncio.ensure_future(batcher.answer(rows(number), None, left)) for number, left in enumerate(lefts)]
+        with pytest.raises(LateError) as late:
+            await asked[1]
+        assert late.value.call is not None
+        assert (False, False) == (late.value.call.done(), asked[2].done())
+        model.release.set()
+        assert said(2) == await asked[2]
+
+    asyncio.run(asyncio.wait_for(release_after(run(), model), 30))
+
+    assert [[0], [1, 2]] == model.calls
+    assert 0 == batcher.busy
+
+
+def test_a_call_that_no_thread_has_begun_when_its_time_is_up_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hangs = Model(INLINE_US), threading.Event()
+    batcher = Batcher(model)
+
+    async def run() -> None:
+        with pytest.raises(LateError) as late:
+            await batcher.answer(rows(1, 2, 3), None, 0.02)
+        assert late.value.call is not None
+        await asyncio.wait([late.value.call])
+        assert late.value.call.cancelled()
+        await asyncio.sleep(0)
+        assert 0 == batcher.busy
+
+    with ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr("serving.batching._threads", threads)
+        threads.submit(hangs.wait, 30)
+        try:
+            asyncio.run(asyncio.wait_for(run(), 20))
+        finally:
+            hangs.set()
+
+    assert [] == model.calls
+
+
+def test_whose_time_is_up_before_it_asks_is_told_so_at_once() -> None:
+    model = Model(INLINE_US)
+
+    async def run() -> None:
+        with pytest.raises(LateError) as late:
+            await Batcher(model).answer(rows(1, 2, 3), None, -0.1)
+        assert late.value.call is None
+
+    asyncio.run(run())
+
+    assert [] == model.calls
 
 
 async def release_after(asking: "Coroutine[Any, Any, Any]", model: Model) -> Any:

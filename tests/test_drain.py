@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.drain import SAME
+from serving.process import _Child, _Signals
 from tests.crowd import Crowd
 from tests.serving_fakes import LINE, until
 from tests.serving_process import KEY, ROOT, Service, alive
@@ -152,6 +155,48 @@ def test_whoever_is_in_a_hurry_waits_for_no_load_balancer(tmp_path: Path) -> Non
         worker.process.send_signal(signal.SIGTERM)
 
         assert (0, "stopped\nclean\n") == worker.end()
+
+
+# The process that answers for it
+
+
+class Master(_Child):
+    """Stands for Bento's master: ends by itself, a while after it was told to."""
+
+    def __init__(self) -> None:
+        code = (
+            "import signal, sys, time; "
+            "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(0))); "
+            "print('up', flush=True); time.sleep(60)"
+        )
+        command = [sys.executable, "-c", code]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        with self._process.stdout as says:
+            assert "up\n" == says.readline()
+
+
+def signalled(signals: _Signals) -> None:
+    """Send this process SIGTERM; it has come when this is over."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert select.select([signals.reader], [], [], 10)[0]
+
+
+@pytest.mark.parametrize(("same", "code"), [(SAME, 0), (0.0, -signal.SIGKILL)], ids=["at once", "later"])
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_it_now(
+    monkeypatch: pytest.MonkeyPatch, same: float, code: int
+) -> None:
+    """A service manager signals a whole group, and the one who started it passes the signal on."""
+    monkeypatch.setattr("serving.process.SAME", same)
+    master = Master()
+    with _Signals() as signals:
+        signalled(signals)
+        assert signal.SIGTERM == signals.read(), "the one that it stops for"
+        signalled(signals)
+        master.stop(30, signals)
+
+    assert code == master._process.returncode
 
 
 # The real server

@@ -269,3 +269,84 @@ def test_a_line_serves_its_alias_or_the_last_that_could_be_loaded(
             predictor = deployed.loaded(LINE)
             assert expected == (None if predictor is None else predictor.deployment.version)
             assert deployed.models == (expected is not None)
+
+
+# An alias that cannot be read
+
+
+def test_a_line_that_had_no_release_is_not_missing_because_its_alias_cannot_be_read(
+    loads: Loads, clock: list[float]
+) -> None:
+    """Two lines, one of them empty, and the registry goes away: the service stays as ready as it was."""
+    source = FakeSource(LINE, OTHER_LINE)
+    source.champion[OTHER_LINE] = None
+    deployed = following(source)
+    source.fail = OutsideError("the store answers", code="store_away")
+    for line in deployed.lines:
+        deployed._try_to_follow(line)
+
+    assert (True, True, True) == (deployed.ready, deployed.complete, deployed.away)
+    assert {"state": "none", "version": None, "why": "store_away"} == deployed.states()[OTHER_LINE]
+    assert {"state": "ready", "version": 1, "why": "store_away"} == deployed.states()[LINE]
+
+
+def test_a_line_whose_alias_was_never_read_or_named_a_release_is_missing(loads: Loads, clock: list[float]) -> None:
+    source = FakeSource(LINE, OTHER_LINE)
+    source.champion[OTHER_LINE] = None
+    deployed = following(source)
+    loads.broken[2] = refusal()
+    source.champion[OTHER_LINE] = Deployment(OTHER_LINE, 2, "2" * 64)
+    deployed._try_to_follow(OTHER_LINE)
+    assert not deployed.complete
+    source.fail = OSError("away")
+    clock[0] += 100
+    deployed._try_to_follow(OTHER_LINE)
+    assert (False, "failed") == (deployed.complete, deployed.states()[OTHER_LINE]["state"])
+
+    class Away(FakeSource):
+        def current(self, line: str) -> Deployment | None:
+            if line == OTHER_LINE:
+                raise OSError("away")
+            return super().current(line)
+
+    never = following(Away(LINE, OTHER_LINE))
+    assert (False, "failed") == (never.complete, never.states()[OTHER_LINE]["state"])
+
+
+# A version that is asked for by its number
+
+
+class Moves(dict[str, Deployment]):
+    """What lines serve; right after it was read once, it is another."""
+
+    then: dict[str, Deployment]
+
+    def get(self, line: str, default: Any = None) -> Any:
+        found = super().get(line, default)
+        self.update(self.then)
+        return found
+
+
+def test_a_version_that_is_asked_for_is_the_one_that_answers_though_the_line_moves_meanwhile(loads: Loads) -> None:
+    source = FakeSource(LINE, OTHER_LINE)
+    deployed = following(source, capacity=1)
+    deployed.cache.drop(Deployment(OTHER_LINE, 1, "1" * 64))
+    for number in (1, 2):
+        moving = Moves({LINE: ONE})
+        moving.then = {LINE: TWO}
+        deployed._current = moving
+        found = deployed.predictor(LINE, number)
+
+        assert found is not None
+        assert number == found.deployment.version
+
+
+def test_the_version_that_serves_is_not_loaded_again_when_others_were_asked_for(loads: Loads) -> None:
+    deployed = following(FakeSource(LINE), capacity=1)
+    held = deployed.loaded(LINE)
+    assert deployed.predictor(LINE, 2) is not None
+    assert [ONE, TWO] == loads.made
+
+    assert held is deployed.loaded(LINE, 1) is deployed.predictor(LINE, 1)
+    assert deployed.loaded(LINE, 2) is None, "only what is deployed"
+    assert [ONE, TWO] == loads.made

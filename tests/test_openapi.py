@@ -161,9 +161,9 @@ def test_every_text_that_the_pattern_of_a_cell_matches_is_taken(kind: str, data:
         optional={
             "out": st.none() | st.just("s3://a/b") | SCALARS,
             "format": st.sampled_from(["parquet", "csv", "jsonl", "xml"]) | SCALARS,
-            "rows_per_part": st.sampled_from([0, 1, 1.0, 1.5, 60_000, 60_001]) | SCALARS,
+            "rows_per_part": st.sampled_from([0, 1, 999, 1000, 1000.0, 1000.5, 60_000, 60_001]) | SCALARS,
             "max_bad_share": st.sampled_from([0, 0.05, 1, 1.1]) | SCALARS,
-            "rate": st.sampled_from([0, 0.1, 10, 1e9, 2e9]) | SCALARS,
+            "rate": st.sampled_from([0, 0.1, 0.99, 1, 10, 1e9, 2e9]) | SCALARS,
             "keep": st.lists(st.text(max_size=3) | SCALARS, max_size=3) | st.just(["a"] * 101) | SCALARS,
             "delimiter": st.text(max_size=2) | st.sampled_from([",", ";", "\t", '"', "\n", "é"]) | SCALARS,
             "more": SCALARS,

@@ -168,9 +168,12 @@ def test_an_unknown_model_is_404_and_bad_input_422(
         (Refused(SECRET, code="bundle_changed"), 503, "bundle_changed"),
         (_driver(), 503, "outside"),
         (ConnectionRefusedError(111, SECRET), 503, "outside"),
+        (TimeoutError(110, SECRET), 503, "outside"),
+        (PermissionError(13, SECRET), 500, "internal"),
+        (OSError(28, SECRET), 500, "internal"),
         (RuntimeError(SECRET), 500, "internal"),
     ],
-    ids=["our own letter", "a tampered bundle", "a driver's", "the network", "a bug"],
+    ids=["our own letter", "a tampered bundle", "a driver's", "the network", "a time-out", "a file", "a disk", "a bug"],
 )
 @pytest.mark.parametrize("where", ["registry", "load", "jobs", "health"])
 def test_a_dependency_that_is_away_is_503_and_a_bug_500(
@@ -188,6 +191,7 @@ def test_a_dependency_that_is_away_is_503_and_a_bug_500(
     if where in ("jobs", "health") and code not in ("outside", "internal"):
         status, code = (503, "outside") if isinstance(error, OutsideError) else (500, "internal")
     _check(found, status, code)
+    assert (status == 503) == ("retry-after" in found[2])
 
 
 @pytest.mark.parametrize(

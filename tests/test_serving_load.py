@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esteira.family import Answer, Finding, Row
-from serving.answering import LARGE, Pace
+from serving.answering import LARGE, Pace, TimedOut
 from serving.body import Limits
 from serving.cache import AnswerCache
+from serving.deployments import Deployment
 from serving.gate import Gate
-from serving.http import Api
+from serving.http import Api, Message
+from serving.openapi import describe_api
+from serving.outside import THREADS, Outside
 from serving.predictor import Predictor
 from serving.problems import Problem
 from serving.started import Resumed, begin
-from tests.serving_fakes import GOOD, LINE, PREDICT, FakeSource, ask, asked, make_api
+from tests.serving_fakes import GOOD, LINE, PREDICT, FakeSource, ask, asked, fake_predictor, make_api
 
 # A coroutine that is started by hand
 
@@ -200,14 +203,14 @@ def model() -> Iterator[Slow]:
 
 @pytest.fixture
 def slow_api(monkeypatch: pytest.MonkeyPatch, model: Slow) -> Make:
-    """An API whose model runs in threads, each request alone."""
+    """An API whose model runs in threads, each request alone unless its rows cost less."""
 
-    def make(pace: Pace | None = None, **options: Any) -> Api:
+    def make(pace: Pace | None = None, *, cost: float = 1e6, source: FakeSource | None = None, **options: Any) -> Api:
         def load(folder: Any, deployment: Any, device: str) -> Predictor:
-            return Predictor(deployment, model, {}, "cpu", cost_us=1e6)
+            return Predictor(deployment, model, {}, "cpu", cost_us=cost)
 
         monkeypatch.setattr("serving.predictor.load", load)
-        return make_api(FakeSource(LINE), pace=pace or Pace(batch_rows=1), **options)
+        return make_api(source or FakeSource(LINE), pace=pace or Pace(batch_rows=1), **options)
 
     return make
 
@@ -275,6 +278,69 @@ def test_a_large_body_is_answered_by_a_thread_and_in_time_too(slow_api: Make, mo
     assert 422 == ask(api, PREDICT, body.replace(b'"rows"', b'"raws"'))[0]
 
 
+def test_the_room_of_a_body_is_given_back_when_its_call_ends_and_not_with_the_504(slow_api: Make, model: Slow) -> None:
+    limits = Limits(rows=3, body=10 * LARGE, bodies=10 * LARGE)
+    api = slow_api(pace=Pace(seconds=0.05, batch_rows=1), limits=limits)
+    large, small = json.dumps({"rows": [{"text": "x" * LARGE}]}).encode(), GOOD
+
+    async def run() -> list[int]:
+        found = []
+        for body in (large, small):
+            assert 504 == (await asked(api, PREDICT, body))[0]
+            found.append(api.bodies)
+        model.may.set()
+        await _until(lambda: api.bodies == 0)
+        return found
+
+    assert [len(large), len(large) + len(small)] == asyncio.run(run())
+    assert 0 == api._answering.gate.inside
+
+
+def test_a_request_whose_time_is_up_before_it_is_part_of_a_call_gives_its_slot_back_at_once(
+    slow_api: Make, model: Slow
+) -> None:
+    gate = Gate(9, 0, 30.0)
+    api = slow_api(Pace(seconds=30.0), cost=1500.0, gate=gate)
+    predictor = api._deployed.loaded(LINE)
+    assert predictor is not None
+    two = b'{"rows": [{"a": 1}, {"a": 2}]}'
+
+    async def receive() -> Message:
+        await asyncio.sleep(3600)
+        return {}
+
+    async def run() -> int:
+        first = asyncio.create_task(asked(api, PREDICT, two))
+        await _until(lambda: model.calls == 1)
+        with pytest.raises(TimedOut) as late:
+            await api._answering.answer(predictor, two, b"r", receive, 29.95)
+        assert (504, None) == (late.value.status, late.value.call)
+        assert (1, 1) == (gate.inside, model.calls), "the call before it goes on, and it has none"
+        model.may.set()
+        return (await first)[0]
+
+    assert 200 == asyncio.run(run())
+    assert (0, 1) == (gate.inside, model.calls)
+
+
+def test_a_large_body_that_no_thread_has_begun_gives_its_slot_back_with_the_504(slow_api: Make, model: Slow) -> None:
+    gate = Gate(99, 0, 5.0)
+    limits = Limits(rows=3, body=10 * LARGE, bodies=200 * LARGE)
+    api = slow_api(pace=Pace(seconds=0.2), gate=gate, limits=limits)
+    threads = api._answering._large._max_workers
+    body = json.dumps({"rows": [{"text": "x" * LARGE}]}).encode()
+
+    async def run() -> list[int]:
+        answers = await asyncio.gather(*(asked(api, PREDICT, body) for _ in range(threads + 3)))
+        assert (threads, threads * len(body)) == (gate.inside, api.bodies)
+        model.may.set()
+        await _until(lambda: gate.inside == 0)
+        return [status for status, _, _ in answers]
+
+    assert {504} == set(asyncio.run(run()))
+    assert (threads, 0) == (model.calls, api.bodies)
+
+
 def test_a_caller_who_hangs_up_while_it_waits_is_not_answered(slow_api: Make, model: Slow) -> None:
     gate = Gate(1, 1, 5.0)
     api = slow_api(gate=gate)
@@ -289,6 +355,25 @@ def test_a_caller_who_hangs_up_while_it_waits_is_not_answered(slow_api: Make, mo
 
     assert [200, 0] == asyncio.run(run())
     assert (1, 0) == (model.calls, gate.inside)
+
+
+def test_a_caller_who_hung_up_leaves_its_place_in_the_queue_to_who_comes_next(slow_api: Make, model: Slow) -> None:
+    gate = Gate(1, 1, 30.0)
+    api = slow_api(gate=gate)
+
+    async def run() -> list[int]:
+        first = asyncio.create_task(asked(api, PREDICT, GOOD))
+        await _until(lambda: model.calls == 1)
+        gone = asyncio.create_task(asked(api, PREDICT, GOOD, hangs_up=True))
+        await _until(lambda: gate.waiting == 1)
+        third = asyncio.create_task(asked(api, PREDICT, GOOD))
+        assert 0 == (await gone)[0]
+        assert (1, 0) == (gate.waiting, gate.refused)
+        model.may.set()
+        return [(await first)[0], (await third)[0]]
+
+    assert [200, 200] == asyncio.run(run())
+    assert (0, 0) == (gate.inside, gate.waiting)
 
 
 def test_probes_health_and_metrics_never_wait(slow_api: Make, model: Slow) -> None:
@@ -339,6 +424,125 @@ def test_a_service_that_drains_answers_on_and_ends_each_connection_with_the_answ
 
     assert [(200, None), (400, None), (404, None), (200, None), (200, None), (200, None)] == before
     assert [(200, "close"), (400, "close"), (404, "close"), (200, "close"), (200, "close"), (503, "close")] == after
+
+
+# What is outside
+
+
+OTHER = "tabular@other"
+
+
+class Hanging(FakeSource):
+    """A registry that does not answer for a version that is not deployed; its other line has no release."""
+
+    def __init__(self) -> None:
+        super().__init__(LINE, OTHER)
+        self.champion[OTHER] = None
+        self.may = threading.Event()
+        self.asked = 0
+
+    def version(self, line: str, number: int) -> Deployment | None:
+        self.asked += 1
+        self.may.wait(30)
+        return super().version(line, number)
+
+
+class HangingJobs:
+    """Batch predictions whose store does not answer."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+
+    def takes(self, path: str) -> bool:
+        return path.startswith("/v1/batch-predictions/")
+
+    async def handle(self, method: str, path: str, body: bytes, role: str) -> tuple[int, dict[str, Any]]:
+        await asyncio.to_thread(self.may.wait, 30)
+        return 200, {}
+
+
+MANY = 40  # more than the threads that an event loop has of its own
+
+
+def test_a_registry_and_a_store_that_hang_take_no_thread_of_predictions(slow_api: Make, model: Slow) -> None:
+    """The model needs threads; who asks what hangs is told to come back."""
+    model.may.set()
+    source, jobs = Hanging(), HangingJobs()
+    api = slow_api(Pace(seconds=2.0, batch_rows=1), source=source, jobs=jobs)
+    path = f"/v1/{LINE}/predict"
+
+    async def run() -> None:
+        hang = [asyncio.create_task(asked(api, path, GOOD, query="version=2", key="operator")) for _ in range(MANY)]
+        hang += [asyncio.create_task(asked(api, "/v1/batch-predictions/1", method="GET")) for _ in range(MANY)]
+        await _until(lambda: source.asked == THREADS and api.in_flight == 2 * MANY)
+        assert 200 == (await asked(api, path, GOOD))[0]
+        assert 200 == (await asked(api, path, GOOD, query="version=1"))[0], "it is in memory, so nothing is asked"
+        status, document, _ = await asked(api, f"/v1/{OTHER}/predict", GOOD)
+        assert (503, "no_model") == (status, document["error"]["code"])
+        for status, document, headers in await asyncio.gather(*hang):
+            assert (503, "outside", "5") == (status, document["error"]["code"], headers["retry-after"])
+        assert THREADS == source.asked, "nobody waits for the others any more"
+        source.may.set()
+        jobs.may.set()
+        await _until(lambda: api._outside._gate.inside == 0)
+        assert 200 == (await asked(api, path, GOOD, query="version=2", key="operator"))[0]
+
+    try:
+        asyncio.run(run())
+    finally:
+        source.may.set()
+        jobs.may.set()
+
+
+def test_a_service_whose_batch_predictions_hang_stops_all_the_same(slow_api: Make) -> None:
+    jobs, heard = HangingJobs(), []
+
+    async def run() -> None:
+        words = ["lifespan.startup", "lifespan.shutdown"]
+
+        async def receive() -> Message:
+            return {"type": words.pop(0)}
+
+        async def send(message: Message) -> None:
+            heard.append(message["type"])
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            hang = [asyncio.create_task(asked(api, "/v1/batch-predictions/1", method="GET")) for _ in range(MANY)]
+            await _until(lambda: api.in_flight == MANY)
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            for task in hang:
+                task.cancel()
+
+        api = slow_api(jobs=jobs, stop=lambda: heard.append("stop"))
+        api._inner = inner
+        async with asyncio.timeout(10):
+            await api({"type": "lifespan"}, receive, send)
+        jobs.may.set()
+
+    try:
+        asyncio.run(run())
+    finally:
+        jobs.may.set()
+
+    assert ["lifespan.startup.complete", "stop", "lifespan.shutdown.complete"] == heard
+
+
+def test_what_is_asked_outside_gives_what_it_gives_and_raises_what_it_raises() -> None:
+    def fails() -> None:
+        raise KeyError("words")
+
+    async def run() -> str:
+        outside = Outside(10.0)
+        with pytest.raises(KeyError):
+            await outside.ask(fails)
+        found = await outside.ask(lambda: "it")
+        outside.close()
+        return found
+
+    assert "it" == asyncio.run(run())
 
 
 # The cache
@@ -400,3 +604,57 @@ def test_a_row_that_came_before_is_answered_from_the_cache_and_no_other(
     assert one["request_id"] != two["request_id"]
     assert {"line", "version", "bundle_id", "timestamp"} <= set(two)
     assert [calls] * len(two["rows"]) == [row["prediction"] for row in two["rows"]]
+
+
+def test_rows_count_as_hits_when_they_saved_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of which one row is new is computed as a whole, so none of its rows was saved."""
+    cache = AnswerCache(1_000_000)
+    monkeypatch.setattr("serving.predictor.load", lambda _, deployment, __: Predictor(deployment, Counts(), {}, "cpu"))
+    api = make_api(FakeSource(LINE), cache=cache)
+    counts = []
+    for rows in ('[{"a": 1}]', '[{"a": 1}, {"a": 2}]', '[{"a": 2}, {"a": 1}, {"a": 1}]'):
+        ask(api, PREDICT, f'{{"rows": {rows}}}'.encode())
+        counts.append((cache.hits, cache.misses))
+
+    assert [(0, 1), (0, 3), (3, 3)] == counts
+
+
+# The document of the API
+
+
+def test_the_document_of_the_api_is_made_again_only_when_a_line_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = describing(monkeypatch)
+    source = FakeSource(LINE)
+    api = make_api(source)
+
+    first, second = (ask(api, "/openapi.json", method="GET")[1] for _ in range(2))
+    assert first == second
+    assert 1 == len(made)
+    source.champion[LINE] = Deployment(LINE, 2, "2" * 64)
+    api._deployed._try_to_follow(LINE)
+    ask(api, "/openapi.json", method="GET")
+    assert 2 == len(made)
+
+
+def test_a_document_that_lacks_a_line_whose_model_was_evicted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = describing(monkeypatch)
+    lines = [f"tabular@a{number}" for number in range(17)]
+    api = make_api(FakeSource(*lines))
+    assert api._deployed.loaded(lines[0]) is None
+
+    for number in range(1, 3):
+        ask(api, "/openapi.json", method="GET")
+        assert number == len(made)
+
+
+def describing(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Models that load at once; the list grows by the lines of each document that is made."""
+    made: list[Any] = []
+
+    def describe(lines: Any, *arguments: Any, **options: Any) -> Any:
+        made.append(lines)
+        return describe_api(lines, *arguments, **options)
+
+    monkeypatch.setattr("serving.predictor.load", lambda _, deployment, __: fake_predictor(deployment))
+    monkeypatch.setattr("serving.http.describe_api", describe)
+    return made

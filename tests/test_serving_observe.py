@@ -139,6 +139,37 @@ def test_what_was_refused_before_it_reached_a_route_is_counted_too() -> None:
     assert 'esteira_http_requests_total{route="edge",status="503"} 1.0' in page
 
 
+def test_what_could_not_be_written_is_told(loads: list[Deployment], tmp_path: Path) -> None:
+    """Records that their store refuses, and lines of the access log that there was no room for."""
+    recorder = Recorder(lambda: kept_nowhere)
+    recorder.failures = 3
+    api = make_api(FakeSource(LINE), recorder=recorder)
+    log = AccessLog(str(tmp_path / "log"), capacity=1)
+    api._metrics.ask(log.numbers)
+    for _ in range(3):
+        log(answered())
+
+    page = page_of(api)
+    assert "esteira_prediction_record_failures_total 3.0" in page
+    assert "esteira_access_log_dropped_total 2.0" in page
+
+
+def test_a_page_is_there_though_a_worker_takes_its_files_away_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(CollectorRegistry(), together=True)
+    pages: list[Any] = [FileNotFoundError(), b"page"]
+
+    def of_all() -> bytes:
+        found = pages.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return bytes(found)
+
+    monkeypatch.setattr("serving.metrics._bury_dead", lambda: None)
+    monkeypatch.setattr(metrics, "_of_all", of_all)
+
+    assert b"page" == metrics.page()[1]
+
+
 def test_a_page_tells_of_the_model_that_is_served_now_and_of_no_other() -> None:
     metrics = Metrics(CollectorRegistry())
     one, two = (Deployment(LINE, number, str(number) * 64) for number in (1, 2))
@@ -228,6 +259,21 @@ def test_a_log_that_was_moved_away_is_opened_again_and_a_full_one_drops_and_coun
     log.stop()
 
     assert 2 == len((tmp_path / "access.log.1").read_text().splitlines())
+
+
+def test_a_line_that_cannot_be_told_is_counted_and_the_log_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = AccessLog(str(tmp_path / "log"), period=0.01)
+    log.start()
+    log(answered(seconds=CELL))
+    assert until(lambda: log.dropped == 1)
+    log(answered(request_id=b"r2"))
+    log.stop()
+
+    assert ["r2"] == [json.loads(line)["request_id"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert "the access log cannot be written: TypeError at" in caplog.text
+    assert CELL not in caplog.text
 
 
 def test_a_log_on_standard_output_is_whole_lines(capfd: pytest.CaptureFixture[str]) -> None:
@@ -377,6 +423,29 @@ def test_an_unexpected_fault_is_told_to_sentry_once_without_a_word_of_it(
     assert ("1" * 64, {"line": LINE, "request_id": "r0"}) == (event["release"], event["tags"])
     text = b"\n".join(body for _, body in collector.received).decode()
     assert not [word for word in (CELL, "caller", os.uname().nodename, '"vars"') if word in text]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError(28, CELL), 1), (PermissionError(13, CELL), 1), (ConnectionResetError(104, CELL), 0), (TimeoutError(), 0)],
+    ids=["a full disk", "a file", "a connection", "a time-out"],
+)
+def test_only_what_is_away_is_no_fault(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, error: Exception, told: int
+) -> None:
+    def fails(*_: object) -> Any:
+        raise error
+
+    model = Breaks()
+    monkeypatch.setattr(model, "answer", fails)
+    monkeypatch.setattr("serving.predictor.load", lambda _, deployment, __: Predictor(deployment, model, {}, "cpu"))
+    faults = Faults(f"http://public@{collector.address}/1")
+    status, _, headers = ask(make_api(FakeSource(LINE), faults=faults), PREDICT, GOOD)
+    faults.stop()
+
+    assert told == len(events(collector))
+    assert (500 if told else 503) == status
+    assert bool(told) != ("retry-after" in headers)
 
 
 def test_refusals_are_no_faults(collector: Collector, loads: list[Deployment]) -> None:

@@ -3,7 +3,9 @@
 python -m benchmarks.serving.batch                 # 1,000,000 rows; a table and one line of JSON
 python -m benchmarks.serving.batch --rows 100000 --workers 2
 
-The model and its 30 columns are those of `compare.py`. Of the rows one by one a sample is timed, on a connection that is kept.
+The model and its 30 columns are those of `compare.py`; its rows are varied so that no two are alike. Of the rows
+one by one a sample is timed, on a connection that is kept. Some rows of every part are held against what the bundle answers
+them one by one.
 """
 
 import argparse
@@ -17,12 +19,46 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from benchmarks.serving.model import Subject, make
+from benchmarks.serving.peers import Row
 
 KEY = "benchmark-key"
 WARM_UP = 200
+CHUNK = 50_000
+"""Rows that are made at once."""
+COMPARED = 25
+"""Rows of a part that are held against single answers."""
+
+
+class Rows:
+    """As many rows as wanted, each a row of the subject with every cell varied by about a thousandth; the same at every run."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.names = list(subject.rows[0])
+        self._base = np.array([list(row.values()) for row in subject.rows], dtype=np.float64)
+
+    @lru_cache(maxsize=4)  # noqa: B019 - there is one of these
+    def chunk(self, number: int) -> Any:
+        """Rows `number * CHUNK` and on, (CHUNK, columns)."""
+        drawn = np.random.default_rng([42, number])
+        at = np.arange(number * CHUNK, (number + 1) * CHUNK) % len(self._base)
+        return self._base[at] * (1 + 1e-3 * drawn.standard_normal((CHUNK, len(self.names))))
+
+    def row(self, at: int) -> Row:
+        """One, counted from 0."""
+        number, within = divmod(at, CHUNK)
+        return dict(zip(self.names, self.chunk(number)[within].tolist(), strict=True))
+
+    def chunks(self, rows: int) -> Iterator[Any]:
+        """The first so many, piece by piece."""
+        for first in range(0, rows, CHUNK):
+            yield self.chunk(first // CHUNK)[: rows - first]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,20 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--formats", nargs="*", default=list(WRITERS), choices=list(WRITERS), help="of the rows")
     options = parser.parse_args(arguments)
     subject = make()
+    rows = Rows(subject)
+    singles = [rows.row(at) for at in range(min(options.singles, CHUNK))]
     with tempfile.TemporaryDirectory(prefix="esteira-batch-benchmark-") as folder:
         work = Path(folder)
         found = {
-            "over HTTP, one row a request": over_http(subject, options.singles),
-            "in process, one row a call": in_process(subject, options.singles),
+            "over HTTP, one row a request": over_http(subject, singles),
+            "in process, one row a call": in_process(subject, singles),
         }
         for name in options.formats:
-            data = WRITERS[name](subject, options.rows, work / f"rows.{name}")
+            data = WRITERS[name](rows, options.rows, work / f"rows.{name}")
             for workers in options.workers:
                 words = f"`esteira batch`, {name}" + (f", {workers} workers" if workers > 1 else "")
-                found[words] = batch(subject, data, work / "out", options.rows, workers)
+                found[words] = batch(subject, rows, data, work / "out", options.rows, workers)
     print(table(found))
-    singles = list(found.values())[:2]
-    ratios = {name: [round(one / us, 1) for one in singles] for name, us in list(found.items())[2:]}
+    ones = list(found.values())[:2]
+    ratios = {name: [round(one / us, 1) for one in ones] for name, us in list(found.items())[2:]}
     document = {
         "rows": options.rows,
         "us_a_row": {name: round(us, 3) for name, us in found.items()},
@@ -69,46 +107,44 @@ def table(found: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def in_process(subject: Subject, calls: int) -> float:
+def in_process(subject: Subject, rows: Sequence[Row]) -> float:
     """Microseconds of one row, checked and answered."""
     from esteira.bundle import answerer, open_bundle
 
     model = answerer(open_bundle(subject.folder / "bundle", "cpu"))
-    rows = subject.rows
 
-    def ask(count: int) -> None:
-        for at in range(count):
-            row = [rows[at % len(rows)]]
-            model.check(row)
-            model.answer(row)
+    def ask(some: Sequence[Row]) -> None:
+        for row in some:
+            model.check([row])
+            model.answer([row])
 
-    ask(WARM_UP)
+    ask(rows[:WARM_UP])
     began = time.perf_counter()
-    ask(calls)
-    return (time.perf_counter() - began) / calls * 1e6
+    ask(rows)
+    return (time.perf_counter() - began) / len(rows) * 1e6
 
 
-def over_http(subject: Subject, calls: int) -> float:
+def over_http(subject: Subject, rows: Sequence[Row]) -> float:
     """Microseconds of one request of one row, over one connection."""
-    bodies = [json.dumps({"rows": [row]}).encode() for row in subject.rows]
+    bodies = [json.dumps({"rows": [row]}).encode() for row in rows]
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
     with served(subject) as address:
         connection = http.client.HTTPConnection(address, timeout=60)
 
-        def ask(count: int) -> None:
-            for at in range(count):
-                connection.request("POST", "/v1/predict", bodies[at % len(bodies)], headers)
+        def ask(some: Sequence[bytes]) -> None:
+            for body in some:
+                connection.request("POST", "/v1/predict", body, headers)
                 answer = connection.getresponse()
                 answer.read()
                 if answer.status != 200:
                     raise SystemExit(f"a request ended with {answer.status}")
 
-        ask(WARM_UP)
+        ask(bodies[:WARM_UP])
         began = time.perf_counter()
-        ask(calls)
+        ask(bodies)
         taken = time.perf_counter() - began
         connection.close()
-    return taken / calls * 1e6
+    return taken / len(bodies) * 1e6
 
 
 @contextlib.contextmanager
@@ -130,7 +166,7 @@ def served(subject: Subject) -> Iterator[str]:
         process.stdout.close()
 
 
-def batch(subject: Subject, data: Path, out: Path, rows: int, workers: int) -> float:
+def batch(subject: Subject, made: Rows, data: Path, out: Path, rows: int, workers: int) -> float:
     """Microseconds a row of the whole command, from its start to its end."""
     shutil.rmtree(out, ignore_errors=True)
     words = ["batch", "--bundle", str(subject.folder / "bundle"), "--data", str(data), "--out", str(out), "--json"]
@@ -144,38 +180,54 @@ def batch(subject: Subject, data: Path, out: Path, rows: int, workers: int) -> f
     taken = time.perf_counter() - began
     if done.returncode != 0 or json.loads(done.stdout)["processed"] != rows:
         raise SystemExit(done.stdout + done.stderr)
-    _compare(subject, out)
+    compare(subject, made, out, rows)
     return taken / rows * 1e6
 
 
-def _compare(subject: Subject, out: Path) -> None:
-    """The first part says what the native model says."""
+def compare(subject: Subject, made: Rows, out: Path, rows: int) -> None:
+    """Every row is there once, and some of every part say what the bundle answers them one by one."""
     import pyarrow.parquet as pq
 
-    found = pq.read_table(out / "parts" / "00000.parquet").slice(0, len(subject.rows)).to_pylist()
-    for row, expected in zip(found, subject.expected, strict=True):
-        if row["prediction"] != expected.label or abs(row[f"proba_{subject.classes[1]}"] - expected.probability) > 1e-6:
-            raise SystemExit(f"row {row['row']} is {row['prediction']}, but the native model says {expected.label}")
+    from esteira.bundle import answerer, open_bundle
+
+    model = answerer(open_bundle(subject.folder / "bundle", "cpu"))
+    before = 0
+    for part in sorted((out / "parts").iterdir()):
+        table = pq.read_table(part)
+        if table.column("row").to_pylist() != list(range(before + 1, before + table.num_rows + 1)):
+            raise SystemExit(f"{part.name} has other rows than those behind {before}")
+        before += table.num_rows
+        drawn = np.random.default_rng(before)
+        places = sorted(drawn.choice(table.num_rows, min(COMPARED, table.num_rows), replace=False).tolist())
+        for found in table.take(places).to_pylist():
+            (expected,) = model.answer([made.row(found["row"] - 1)])
+            off = [abs(found[f"proba_{key}"] - value) for key, value in expected["probabilities"].items()]
+            if found["prediction"] != expected["prediction"] or max(off) > 1e-6:
+                raise SystemExit(
+                    f"row {found['row']} is {found['prediction']}, but alone it is {expected['prediction']}"
+                )
+    if before != rows:
+        raise SystemExit(f"{rows:,} rows were asked and {before:,} answered")
 
 
-def write_parquet(subject: Subject, rows: int, path: Path) -> Path:
-    """The subject's rows, as often as it takes."""
+def write_parquet(made: Rows, rows: int, path: Path) -> Path:
+    """The rows as plain columns: a dictionary would be read faster than cells that differ."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    one = pa.Table.from_pylist(subject.rows)
-    whole = pa.concat_tables([one] * -(-rows // one.num_rows)).slice(0, rows)
-    pq.write_table(whole.combine_chunks(), path, row_group_size=100_000)
+    schema = pa.schema([(name, pa.float64()) for name in made.names])
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for chunk in made.chunks(rows):
+            writer.write_table(pa.table(list(chunk.T.copy()), schema=schema), row_group_size=CHUNK)
     return path
 
 
-def write_csv(subject: Subject, rows: int, path: Path) -> Path:
-    """The same as text."""
-    names = list(subject.rows[0])
-    lines = [",".join(repr(row[name]) for name in names) + "\n" for row in subject.rows]
+def write_csv(made: Rows, rows: int, path: Path) -> Path:
+    """The same as text, every digit of it."""
     with path.open("w", encoding="utf-8") as file:
-        file.write(",".join(names) + "\n")
-        file.writelines(lines[at % len(lines)] for at in range(rows))
+        file.write(",".join(made.names) + "\n")
+        for chunk in made.chunks(rows):
+            file.writelines(",".join(map(repr, row)) + "\n" for row in chunk.tolist())
     return path
 
 

@@ -5,6 +5,7 @@ next one starts. So a run that was cut off goes on behind the last note, and the
 """
 
 from esteira.batch.course import Job, Stopped, Summary, run
+from esteira.batch.journal import Begun, begun
 from esteira.batch.windows import WINDOW_ROWS, WINDOW_SECONDS, projected
 
-__all__ = ["WINDOW_ROWS", "WINDOW_SECONDS", "Job", "Stopped", "Summary", "projected", "run"]
+__all__ = ["WINDOW_ROWS", "WINDOW_SECONDS", "Begun", "Job", "Stopped", "Summary", "begun", "projected", "run"]

@@ -158,7 +158,8 @@ def most_rows(source: Files) -> int | None:
             from esteira.batch import parquet_rows
 
             total += parquet_rows.count(file)
+        elif file.lines is None:
+            return None
         else:
-            total += (file.lines or 0) - (source.form == "csv")
-    # A JSON array and the line ends of old Macintosh files have one line.
-    return total if total > len(source.files) else None
+            total += file.lines - (source.form == "csv")
+    return total

@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ from esteira.sources.formats import format_of
 from esteira.sources.provenance import Bytes, local_path, scheme
 
 _BLOCK = 4 << 20
+_BOM = b"\xef\xbb\xbf"
+
+Watch = Callable[[], object]
+"""Called now and then; what it raises ends the work."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class File:
     Attributes:
         name: inside the source.
         path: where it lies on this machine.
-        lines: of its text, unpacked, an unended last one too; None of Parquet.
+        lines: of its text, unpacked, an unended last one too; its rows are no more. None where lines bound nothing: of Parquet, and
+            of a JSON array, which may have all its objects in one.
         stamp: size and time of change when it was hashed; another one later means that it was changed.
     """
 
@@ -59,12 +64,13 @@ class Files:
 
 
 @contextmanager
-def opened(uri: str, *, within: Sequence[str] = ()) -> Iterator[Files]:
+def opened(uri: str, *, within: Sequence[str] = (), watch: Watch = lambda: None) -> Iterator[Files]:
     """The files of a source; copies of S3's are gone afterwards.
 
     Args:
         uri: a path, `file://` or `s3://bucket/key`; a folder's tables are taken in the order of their names.
         within: folders and `s3://bucket/prefix/` that it may lie in; empty for anywhere.
+        watch: called while files are copied and hashed, which may take long; also from other threads.
 
     Raises:
         SourceError: it is missing, holds no table, or is not what it claims to be.
@@ -72,6 +78,7 @@ def opened(uri: str, *, within: Sequence[str] = ()) -> Iterator[Files]:
         Refused: it lies outside of `within`, also by a link.
         ConfigError: it is no file, folder or S3 address.
         OutsideError: S3 does not answer.
+        Exception: what `watch` raises.
     """
     kind = scheme(uri)
     if kind == "sql":
@@ -81,12 +88,12 @@ def opened(uri: str, *, within: Sequence[str] = ()) -> Iterator[Files]:
         )  # fmt: skip
     if kind == "file":
         path = inside(uri, within)
-        yield _files(path, _listed(path, redact(uri), within), redact(uri))
+        yield _files(path, _listed(path, redact(uri), within), redact(uri), watch)
         return
     inside(uri, within)
     with tempfile.TemporaryDirectory(prefix="esteira-batch-") as folder:
-        copies = _copied(uri, Path(folder))
-        yield _files(Path(folder), copies, uri, whole=uri.endswith("/"))
+        copies = _copied(uri, Path(folder), watch)
+        yield _files(Path(folder), copies, uri, watch, whole=uri.endswith("/"))
 
 
 def inside(uri: str, within: Sequence[str]) -> Path:
@@ -94,8 +101,14 @@ def inside(uri: str, within: Sequence[str]) -> Path:
 
     Raises:
         Refused: code `outside_roots`.
+        ConfigError: an address of S3 with a segment `.` or `..`, which some storages take as a way up.
     """
     if scheme(uri) == "s3":
+        if not {".", ".."}.isdisjoint(uri.split("/")):
+            raise ConfigError(
+                f"an S3 address names its key in full, but got {uri[:200]!r}",
+                code="bad_source", where=uri[:200], cure="write it without the segments '.' and '..'",
+            )  # fmt: skip
         roots = [f"{root.rstrip('/')}/" for root in within if root.startswith("s3://")]
         if within and not any(uri.startswith(root) for root in roots):
             raise _outside(uri)
@@ -138,7 +151,7 @@ def _listed(path: Path, where: str, within: Sequence[str]) -> list[tuple[str, Pa
     return taken
 
 
-def _copied(uri: str, folder: Path) -> list[tuple[str, Path]]:
+def _copied(uri: str, folder: Path, watch: Watch) -> list[tuple[str, Path]]:
     with s3.failures(uri):
         client = s3.connect()
         bucket, keys, _ = s3.find(client, uri)
@@ -146,7 +159,7 @@ def _copied(uri: str, folder: Path) -> list[tuple[str, Path]]:
         for number, (name, key) in enumerate(keys):
             # A key may be no name of a file here.
             copies.append((name, folder / f"{number:06d}"))
-            client.download_file(bucket, key, str(copies[-1][1]))
+            client.download_file(bucket, key, str(copies[-1][1]), Callback=lambda _: watch())
     if not copies:
         raise SourceError(
             "a folder must hold at least one table, but found none",
@@ -155,7 +168,9 @@ def _copied(uri: str, folder: Path) -> list[tuple[str, Path]]:
     return copies
 
 
-def _files(path: Path, listed: Sequence[tuple[str, Path]], where: str, *, whole: bool | None = None) -> Files:
+def _files(
+    path: Path, listed: Sequence[tuple[str, Path]], where: str, watch: Watch, *, whole: bool | None = None
+) -> Files:
     whole = path.is_dir() if whole is None else whole
     try:
         forms = {name: _form(name, found) for name, found in listed}
@@ -164,7 +179,7 @@ def _files(path: Path, listed: Sequence[tuple[str, Path]], where: str, *, whole:
                 f"the files of a folder have one format, but found {', '.join(sorted(set(forms.values())))}",
                 code="mixed_formats", where=where, cure="keep one format a folder, or name one file",
             )  # fmt: skip
-        files = tuple(_measured(name, found, forms[name], where) for name, found in listed)
+        files = tuple(_measured(name, found, forms[name], where, watch) for name, found in listed)
     except OSError as error:
         raise _unreadable(where, error) from error
     return Files(
@@ -180,13 +195,14 @@ def _form(name: str, path: Path) -> str:
         return format_of(Blob(name, stream.read(4)))
 
 
-def _measured(name: str, path: Path, form: str, where: str) -> File:
+def _measured(name: str, path: Path, form: str, where: str, watch: Watch) -> File:
     """The file with its hash, and the number of its lines, which bounds the number of its rows."""
     digest, size, stamp = hashlib.sha256(), 0, _stamp(path)
     with path.open("rb") as stream:
         count = _Lines()
         plain = form != "parquet" and not name.lower().endswith(".gz")
         while block := stream.read(_BLOCK):
+            watch()
             digest.update(block)
             size += len(block)
             if plain:
@@ -194,21 +210,32 @@ def _measured(name: str, path: Path, form: str, where: str) -> File:
     if form != "parquet" and not plain:
         with unpacked(path, name, f"{where}, {name}") as text:
             while block := text.read(_BLOCK):
+                watch()
                 count.add(block)
-    lines = None if form == "parquet" else count.found
+    lines = None if form == "parquet" or (form == "json" and count.begins == b"[") else count.found
     return File(name, path, Bytes(name, digest.hexdigest(), size), lines, stamp)
 
 
 class _Lines:
-    """Counts lines of text that comes in pieces."""
+    """Counts lines of text that comes in pieces, by the line ends of any machine.
+
+    Attributes:
+        begins: the first sign that is no blank.
+    """
 
     def __init__(self) -> None:
+        self.begins = b""
         self._ends = 0
         self._open = False
 
     def add(self, block: bytes) -> None:
+        if not self.begins:
+            self.begins = block.removeprefix(_BOM).lstrip()[:1]
         self._ends += block.count(b"\n")
-        self._open = not block.endswith(b"\n")
+        if b"\r" in block:
+            # A pair that lies in two pieces counts twice: what is wanted is a number that the rows do not exceed.
+            self._ends += block.count(b"\r") - block.count(b"\r\n")
+        self._open = not block.endswith((b"\n", b"\r"))
 
     @property
     def found(self) -> int:

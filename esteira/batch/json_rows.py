@@ -12,8 +12,8 @@ from esteira.batch.text import Text, last_line, open_text
 from esteira.errors import DataError, SourceError
 from esteira.family import Finding, Row
 
-ARRAY_BYTES = 256 << 20
-"""Bytes of a file that is one JSON array, which is read whole."""
+ARRAY_BYTES = 32 << 20
+"""Bytes of a file that is one JSON array, which is read whole and takes many times that as objects."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -49,8 +49,9 @@ def _array(text: Text, where: str) -> "list[Row | Finding]":
         parts.append(data)
         if sum(map(len, parts)) > ARRAY_BYTES:
             raise DataError(
-                f"a file that is one JSON array has {ARRAY_BYTES:,} bytes at most, but this one has more",
-                code="array_too_large", where=where, cure="write one object a line; such a file may have any size",
+                f"a file that is one JSON array is read whole and has {ARRAY_BYTES:,} bytes at most, but this one has more",
+                code="array_too_large", where=where,
+                cure="write one object a line (`jq -c '.[]' rows.json > rows.jsonl`); such a file may have any size",
             )  # fmt: skip
     try:
         items = _unique(b"".join(parts))

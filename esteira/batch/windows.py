@@ -14,6 +14,16 @@ def part_end(row: int, rows_per_part: int) -> int:
     return min(row + rows_per_part, (row // WINDOW_ROWS + 1) * WINDOW_ROWS)
 
 
+def parts(rows: int, rows_per_part: int) -> int:
+    """How many parts so many rows take.
+
+    >>> parts(0, 25_000), parts(60_000, 25_000), parts(60_001, 25_000)
+    (0, 3, 4)
+    """
+    whole, rest = divmod(rows, WINDOW_ROWS)
+    return whole * -(-WINDOW_ROWS // rows_per_part) + -(-rest // rows_per_part)
+
+
 def windows(rows: int) -> int:
     """How many windows so many rows take; one at least.
 

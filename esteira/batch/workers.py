@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from esteira.batch.answering import Answering, Part
 from esteira.batch.blocks import Block
@@ -17,6 +18,17 @@ from esteira.errors import EsteiraError, OutsideError
 
 _PR_SET_PDEATHSIG = 1
 _answering: Answering | None = None
+
+
+class Failed(NamedTuple):
+    """An error of ours on its way between processes: what it is, and its letter."""
+
+    kind: type[EsteiraError]
+    letter: dict[str, str]
+
+    def error(self) -> EsteiraError:
+        """It, as it was raised."""
+        return self.kind(**self.letter)
 
 
 class Workers:
@@ -44,7 +56,7 @@ class Workers:
                 code="worker_died", where="--workers", cure="is memory short? Run the same command again, with fewer workers",
             ) from error  # fmt: skip
 
-    def submit(self, blocks: Sequence[tuple[str, Block]], first: int) -> "Future[Part | dict[str, str]]":
+    def submit(self, blocks: Sequence[tuple[str, Block]], first: int) -> "Future[Part | Failed]":
         """Have a part answered, see `Answering.part`; an error of ours comes back as its letter."""
         return self._pool.submit(_answer, blocks, first)
 
@@ -60,9 +72,9 @@ def _open(parent: int, bundle: Path, bundle_id: str, device: str, keep: tuple[st
     _answering = Answering(bundle, bundle_id=bundle_id, device=device, keep=keep)
 
 
-def _answer(blocks: Sequence[tuple[str, Block]], first: int) -> Part | dict[str, str]:
+def _answer(blocks: Sequence[tuple[str, Block]], first: int) -> Part | Failed:
     assert _answering is not None
     try:
         return _answering.part(blocks, first)
     except EsteiraError as error:  # which pickle cannot carry
-        return error.to_dict()
+        return Failed(type(error), error.to_dict())

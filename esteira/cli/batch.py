@@ -48,7 +48,7 @@ _EVERY = 10.0  # seconds between two lines, where there is no terminal
     show_default=True,
     help="More bad rows fail the batch.",
 )
-@click.option("--rate", type=float, metavar="ROWS", help="At most so many rows a second.")
+@click.option("--rate", type=click.FloatRange(1), metavar="ROWS", help="At most so many rows a second.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def batch(
@@ -77,7 +77,7 @@ def batch(
 
     settings = load_settings()
     job = Job(
-        bundle=_bundle(bundle, line), data=data, out=out, rows_per_part=rows_per_part, form=form, keep=keep, delimiter=delimiter,
+        bundle=_bundle(bundle, line, out), data=data, out=out, rows_per_part=rows_per_part, form=form, keep=keep, delimiter=delimiter,
         max_bad_share=max_bad_share, rate=rate, workers=workers, device=settings.device,
     )  # fmt: skip
     with interruptible(numbers=(signal.SIGINT, signal.SIGTERM)) as stop, _progress(quiet=as_json) as tell:
@@ -92,7 +92,8 @@ def batch(
     return 0 if summary.state == "done" else 1
 
 
-def _bundle(bundle: str | None, line: str | None) -> Path:
+def _bundle(bundle: str | None, line: str | None, out: str) -> Path:
+    """The folder that is named, or of the line's champion; a batch that was begun there goes on with what it began with."""
     from esteira.errors import ConfigError, Refused
 
     if (bundle is None) == (line is None):
@@ -101,18 +102,25 @@ def _bundle(bundle: str | None, line: str | None) -> Path:
         )
     if bundle is not None:
         return Path(bundle)
+    from esteira.batch import begun
     from esteira.family import Line
     from esteira.registry import Registry
+    from esteira.registry.reference import version_of
     from esteira.settings import load_settings
 
-    registry = Registry(load_settings())
-    champion = registry.resolve(str(Line.parse(str(line))))
-    if champion is None:
+    registry, name, before = Registry(load_settings()), str(Line.parse(str(line))), begun(out)
+    champion = registry.resolve(name)
+    version = version_of(registry, name, begun=before.bundle_id if before and before.line == name else "")
+    if version is None:
         raise Refused(
             f"only a released line answers, but {line} has no champion",
             code="no_champion", where=str(line), cure=f"`esteira run {line}` trains and releases one",
         )  # fmt: skip
-    return registry.fetch(champion)
+    if champion is not None and champion.version != version.version:
+        say(
+            f"goes on with version {version.version}, which it began with; the champion is version {champion.version} now"
+        )
+    return registry.fetch(version)
 
 
 @contextmanager

@@ -8,15 +8,17 @@ from esteira.errors import Refused, SourceError
 from esteira.registry import artefacts
 from esteira.registry.registry import Registry
 from esteira.settings import Settings, load_settings
+from esteira.store.records import Version
 
 
-def resolve(reference: str, line: str, settings: Settings | None = None) -> Path | None:
+def resolve(reference: str, line: str, settings: Settings | None = None, *, begun: str = "") -> Path | None:
     """A folder on this machine with the bundle that is meant.
 
     Args:
         reference: `@champion` or another alias of the registry, looked up now; or the address of a stored bundle.
         line: whose bundle it must be.
         settings: addresses of store and storage; by default those of the environment.
+        begun: as for `version_of`.
 
     Returns:
         None for an alias that points at nothing.
@@ -30,7 +32,7 @@ def resolve(reference: str, line: str, settings: Settings | None = None) -> Path
     settings = settings or load_settings()
     if reference.startswith("@"):
         registry = Registry(settings)
-        version = registry.resolve(line, reference.removeprefix("@"))
+        version = version_of(registry, line, reference.removeprefix("@"), begun=begun)
         return None if version is None else registry.fetch(version)
     uri = reference.rstrip("/")
     bundle_id = artefacts.sealed_id(uri, root=settings.artifacts)
@@ -51,3 +53,20 @@ def resolve(reference: str, line: str, settings: Settings | None = None) -> Path
             cure=f"name a bundle of {line}, or @champion",
         )
     return folder
+
+
+def version_of(registry: Registry, line: str, alias: str = "champion", *, begun: str = "") -> Version | None:
+    """The version that an alias points at now, or None.
+
+    Args:
+        begun: bundle_id of what was begun with; that version of the line is taken, wherever the alias points by now.
+
+    Raises:
+        ConfigError: there is no alias of that name.
+        OutsideError: the store cannot be reached.
+    """
+    version = registry.resolve(line, alias)
+    if not begun or (version is not None and version.bundle_id == begun):
+        return version
+    former = (one for one in registry.versions(line) if one.bundle_id == begun and one.state != "failed")
+    return next(former, version)

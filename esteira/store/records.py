@@ -163,6 +163,8 @@ class BatchJob(Record):
         processed, error: good and bad rows.
         progress: percent.
         failure: `{"code", "message"}` of one that failed.
+        queued_at: when it was put at the end of the queue.
+        tries: how often it was begun since it was put there or finished a part.
         owner: who works on it; `beat_at` is its last sign of life.
     """
 
@@ -181,7 +183,9 @@ class BatchJob(Record):
     failure: dict[str, Any] | None
     created_by: str
     created_at: datetime
+    queued_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    tries: int
     owner: str | None
     beat_at: datetime | None

@@ -214,7 +214,8 @@ predictions = _table(
     sa.Index("ix_predictions_line", "tenant_id", "line", "at"),
 )
 
-# K-57. `owner` is who works on it and `beat_at` its last sign of life; the answers themselves lie at `out`.
+# K-57. `owner` is who works on it and `beat_at` its last sign of life; `tries` counts how often it was begun and not heard of its
+# end. The answers themselves lie at `out`.
 batch_jobs = _table(
     "batch_jobs",
     _tenant(),
@@ -233,10 +234,13 @@ batch_jobs = _table(
     sa.Column("failure", sa.JSON(none_as_null=True)),
     sa.Column("created_by", sa.String(200), nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("queued_at", UtcTime, nullable=False),
     sa.Column("started_at", UtcTime),
     sa.Column("finished_at", UtcTime),
+    sa.Column("tries", sa.Integer, nullable=False),
     sa.Column("owner", sa.String(64)),
     sa.Column("beat_at", UtcTime),
     _one_of("state", BATCH_STATES),
-    sa.Index("ix_batch_jobs_state", "tenant_id", "state", "created_at"),
+    sa.Index("ix_batch_jobs_state", "tenant_id", "state", "queued_at"),
+    sa.Index("ix_batch_jobs_created", "tenant_id", "created_at"),
 )
