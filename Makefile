@@ -24,7 +24,7 @@ ifneq ($(filter command% environment%,$(origin PYTHON)),)
 ASKED := $(PYTHON)
 endif
 
-.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators bench-automl bench-serving portfolio family compile golden images test-containers requirements docs clean lock
+.PHONY: help setup data repro demo test test-all check format bench bench-orchestrators bench-automl bench-serving portfolio demo-release family compile golden images test-containers requirements docs clean lock
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ demo: setup  ## From nothing to an HTTP answer: data, the whole DAG, a served mo
 	@$(BIN)/esteira data
 	@$(BIN)/esteira run tabular
 	@$(BIN)/esteira demo
+
+demo-release: setup  ## Releases on a synthetic clock: a good, a bad and an unseen candidate; ledger at, rollback, verify
+	@$(BIN)/esteira demo-release
 
 test: setup  ## Run the quick tests
 	@$(BIN)/python -m pytest -m "not slow"

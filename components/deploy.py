@@ -1,33 +1,48 @@
-"""Puts a registered version into service: writes its Bento, then moves the line's alias. Starts no server, leaves no process.
+"""Puts a registered version into service: writes its Bento, then goes as far as the line's policy lets it. Starts no service.
 
-The Bento comes first, because it can fail; the alias is the one move that changes the world, and comes last.
+The Bento comes first, because it can fail. Then, by the policy (esteira/release/policy.py): staging and a request for approval,
+the first share of traffic, or the alias at once. The move that changes the world comes last.
 """
 
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from esteira import outputs
+from esteira import access, ledger, outputs
+from esteira.access import Actor
 from esteira.bundle import verify
 from esteira.crash import point
 from esteira.errors import OutsideError, Refused, SourceError
-from esteira.registry import Registry
-from esteira.settings import load_settings
+from esteira.registry import Registry, Version
+from esteira.release.policy import Asked, ReleasePolicy, decided
+from esteira.release.staging import stage
+from esteira.settings import Settings, load_settings
 
 _BUILD_SECONDS = 300
 
 
-class Params(BaseModel):
-    """How a version is put into service."""
+class Params(Asked):
+    """How a version is put into service; what is not said is the family's.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        approval_mode: required, notify or automatic; None is the family's.
+        rollout: staged or direct; None is the family's.
+        rollout_policy: by which rules the shares of traffic grow.
+        approval_hours: how long an approval counts.
+        rehearse: replay logged requests in the real server before; None does unless the line is automatic and direct.
+        min_samples: training rows without which no rollout starts.
+        rollout_options: the rollout policy's own plan.
+    """
 
     alias: str = Field(
-        default="champion", pattern="^(champion|challenger|staging)$", description="the alias that moves"
+        default="champion",
+        pattern="^(champion|challenger|staging)$",
+        description="what is wanted: champion goes by the line's policy, the others move that alias and nothing else",
     )
     reason: str = Field(default="the gate released it", min_length=1, max_length=500, description="why, for the ledger")
 
@@ -38,9 +53,11 @@ class Report(BaseModel):
     Attributes:
         version: the registry's number.
         bundle_id: SHA-256 of the bundle's manifest.
-        alias: what moved to the version.
+        alias: what points at the version now: `champion`, or `staging` where it waits or takes a share.
+        status: `released` where nothing more needs a person, `awaiting_approval` where it does.
         previous: version that served before; None when there was none.
         bento: Bento's tag; its folder is `bento/` in the step's outputs.
+        test_id: of the rollout that was started; None where none was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,8 +66,10 @@ class Report(BaseModel):
     version: int
     bundle_id: str
     alias: str
+    status: Literal["released", "awaiting_approval"] = "released"
     previous: int | None
     bento: str
+    test_id: str | None = None
 
 
 def read_receipt(text: str, line: str) -> tuple[int, str]:
@@ -77,7 +96,7 @@ def read_receipt(text: str, line: str) -> tuple[int, str]:
 
 
 def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) -> Report:
-    """Build the Bento of a registered version and move the alias to it.
+    """Build the Bento of a registered version and release it as far as the line's policy lets it go.
 
     Doing it again is harmless: the Bento is written anew and an alias that stands already is left alone.
 
@@ -89,8 +108,10 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
 
     Raises:
         SourceError: the receipt is missing or is no receipt.
-        Refused: the bundle is not the registered one, or the receipt is another line's. The alias has not moved.
-        OutsideError: the Bento could not be written. The alias has not moved.
+        Refused: the bundle is not the registered one, the receipt is another line's, the version was rolled back, or whoever
+            asks may not. No alias has moved.
+        GateHeld: the rehearsal did not pass; the version stays in staging.
+        OutsideError: the Bento could not be written. No alias has moved.
     """
     if not receipt.is_file():
         raise SourceError(
@@ -100,9 +121,12 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     version, bundle_id = read_receipt(receipt.read_text(encoding="utf-8"), line)
     verify(bundle, bundle_id)
     settings = load_settings()
-    registry = Registry(settings)
+    registry, actor = Registry(settings), access.who(settings)
+    policy, now = decided(params, line), datetime.now(UTC)
     before = registry.resolve(line, params.alias)
     moves = before is None or before.version != version
+    if moves:
+        _refuse(registry, line, version, params, policy, actor, now)
     with _start_build(bundle, out / "bento", line, version) as building:
         try:
             if moves:
@@ -113,20 +137,92 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
             building.kill()
             raise
     point("deploy.built")
-    if moves:
-        registry.set_alias(line, params.alias, version, actor=settings.actor, reason=params.reason)
+    alias, status, test_id = params.alias, "released", None
+    if moves and params.alias != "champion":
+        registry.set_alias(line, params.alias, version, actor=actor.name, reason=params.reason)
+    elif moves:
+        alias, status, test_id = _release(registry, line, version, settings, params, policy, actor, before)
     point("deploy.moved")
     former = before if moves else registry.resolve(line, "previous")
     report = Report(
         line=line,
         version=version,
         bundle_id=bundle_id,
-        alias=params.alias,
+        alias=alias,
+        status="awaiting_approval" if status == "awaiting_approval" else "released",
         previous=None if former is None else former.version,
         bento=tag,
+        test_id=test_id,
     )
     outputs.write(out, {"deployment.json": (report.model_dump_json(indent=1) + "\n").encode()})
     return report
+
+
+def _refuse(
+    registry: Registry, line: str, version: int, params: Params, policy: ReleasePolicy, actor: Actor, now: datetime
+) -> None:
+    """What would be refused after the Bento is built is refused before."""
+    found = registry.must(line, version)
+    if found.state == "rolled_back":
+        raise Refused(
+            f"what was rolled back comes back by a person's hand, but version {version} was, and a run would release it again",
+            code="rolled_back",
+            where=f"{line}, step deploy",
+            cure=f"train another; or esteira release stage {line} {version} --reason TEXT, then promote it",
+        )
+    action = "stage"
+    if params.alias == "challenger":
+        action = "rollout"
+    elif params.alias == "champion" and policy.approval_mode != "required":
+        action = "promote" if policy.rollout == "direct" or registry.resolve(line) is None else "rollout"
+    access.require(actor, action, line=line, store=registry.store, now=now)
+
+
+def _release(
+    registry: Registry,
+    line: str,
+    version: int,
+    settings: Settings,
+    params: Params,
+    policy: ReleasePolicy,
+    actor: Actor,
+    champion: Version | None,
+) -> tuple[str, str, str | None]:
+    """Alias, status and rollout that a version came to."""
+    waits = policy.approval_mode == "required"
+    by_shares = policy.rollout == "staged" and champion is not None
+    if waits or by_shares or policy.rehearse:
+        stage(
+            registry, line, version, settings=settings, actor=actor, policy=policy, reason=params.reason, now=datetime.now(UTC)
+        )  # fmt: skip
+    if waits:
+        return "staging", "awaiting_approval", None
+    alias, test_id = "champion", None
+    if by_shares:
+        from esteira.rollout import control
+
+        begun = control.start(
+            line, settings=settings, now=datetime.now(UTC), actor=actor, reason=params.reason, version=version,
+            policy=policy.rollout_policy, options=policy.rollout_options, release=policy, registry=registry,
+        )  # fmt: skip
+        alias, test_id = "staging", begun.test_id
+    else:
+        evidence = {"policy": policy.approval_mode}
+        registry.promote(line, version, actor=actor, reason=params.reason, evidence=evidence)
+    if policy.approval_mode == "notify":
+        _notice(
+            registry, line, version, actor, "its rollout started" if by_shares else "it became the champion", test_id
+        )
+    return alias, "released", test_id
+
+
+def _notice(registry: Registry, line: str, version: int, actor: Actor, what: str, test_id: str | None) -> None:
+    """Leave word, for whom the line is to notify, that nobody was asked."""
+    found = registry.must(line, version)
+    ledger.append(
+        registry.store, kind="notice", line=line, version=version, bundle_id=found.bundle_id, actor=actor.name,
+        evidence={"what": f"version {version} of {line} was released without asking: {what}", "test_id": test_id},
+    )  # fmt: skip
 
 
 def _start_build(bundle: Path, to: Path, line: str, version: int) -> "subprocess.Popen[str]":

@@ -112,6 +112,7 @@ def run(
         params=asked,
         trials=board[: params.trials],
         verdict=gate,
+        record={"validator": validator_report(profile, told)},
     )
     crash.point("receipt.before_rename")
     report = _receipt(version)
@@ -127,6 +128,21 @@ def asked_for(registry: Registry, run_id: str, manifest: dict[str, Any], line: s
         return {**recorded.params, **model}
     asked: dict[str, Any] = plain({"line": line, "seed": manifest.get("seed"), **model})
     return asked
+
+
+def validator_report(profile: Path | None, dataset: dict[str, Any]) -> dict[str, Any]:
+    """What validate found of the rows that the bundle learned from (H-34): its scores, and the SHA-256 of its whole document.
+
+    Args:
+        profile: profile.json of validate; None, or a path without a file, where rows were not validated.
+        dataset: ingest's document.
+    """
+    told: dict[str, Any] = {"rows": dataset.get("row_count"), "profile_sha256": None}
+    if profile is None or not profile.is_file():
+        return told
+    found = _read(profile)
+    kept = {name: value for name, value in found.items() if name != "columns"}
+    return {**told, **kept, "profile_sha256": hashlib.sha256(profile.read_bytes()).hexdigest()}
 
 
 def _revision(manifest: dict[str, Any], settings: Settings) -> str:

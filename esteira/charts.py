@@ -382,3 +382,84 @@ def _row_texts(mark: Mark, at: float, left: float, wide: float) -> str:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\u2026"
+
+
+@dataclass(frozen=True)
+class Stair:
+    """A value that changes in steps: `(x, y from there on, text of that step)`; `kind` colours it, `filled` tints what is below.
+
+    `end` is where it ends; without it the line goes on to the frame's end.
+    """
+
+    name: str
+    steps: Sequence[tuple[float, float, str]]
+    kind: str = "model"
+    filled: bool = False
+    end: float | None = None
+
+
+def stairs(
+    series: Sequence[Stair],
+    *,
+    title: str,
+    xs: tuple[float, float],
+    marks: Sequence[tuple[float, str]],
+    top: float = 100.0,
+    unit: str = " %",
+) -> str:
+    """Values over time that hold until they change, in one wide frame from 0 to `top`; each line has its name at its end.
+
+    Args:
+        xs: ends of the horizontal axis.
+        marks: places on it, each with its text.
+    """
+    width, height, left, right, above, below = 760.0, 250.0, 46.0, 64.0, 12.0, 30.0
+    (x0, x1), bottom = _widened(*xs), height - below
+
+    def across(value: float) -> float:
+        return left + (min(max(value, x0), x1) - x0) / (x1 - x0) * (width - left - right)
+
+    def up(value: float) -> float:
+        return bottom - min(max(value, 0.0), top) / top * (bottom - above)
+
+    parts = []
+    for tick in ticks(0.0, top):
+        at = up(tick)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end">{short(tick)}{escape(unit)}</text>'
+        )
+    for place, text in marks:
+        at = across(place)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{above}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>')
+    ends = []
+    for one in series:
+        if not one.steps:
+            continue
+        path = f"M{across(one.steps[0][0]):.1f},{up(one.steps[0][1]):.1f}"
+        for x, y, _ in one.steps[1:]:
+            path += f"H{across(x):.1f}V{up(y):.1f}"
+        path += f"H{across(x1 if one.end is None else one.end):.1f}"
+        if one.filled:
+            area = f"{path}V{bottom:.1f}H{across(one.steps[0][0]):.1f}Z"
+            parts.append(f'<path class="dot {one.kind}" fill-opacity=".14" d="{area}"/>')
+        parts.append(f'<path class="line {one.kind}" d="{path}"><title>{escape(one.name)}</title></path>')
+        for x, y, text in one.steps:
+            if text:
+                parts.append(
+                    f'<circle class="dot {one.kind}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.4">'
+                    f"<title>{escape(text)}</title></circle>"
+                )
+        if one.end is None:
+            ends.append((up(one.steps[-1][1]), one))
+        else:
+            spot = f'x="{across(one.end) + 4:.1f}" y="{up(one.steps[-1][1]) - 5:.1f}"'
+            parts.append(f'<text class="tick halo" {spot}>{escape(_cut(one.name, 9))}</text>')
+    lowest = above - 13.0
+    for at, one in sorted(ends, key=lambda end: end[0]):
+        lowest = max(at, lowest + 13.0)  # names that would lie upon each other move down
+        parts.append(
+            f'<text class="tick halo" x="{width - right + 7}" y="{min(lowest, height - 4) + 3.5:.1f}">{escape(_cut(one.name, 9))}</text>'
+        )
+    return _svg(parts, width, height, title)

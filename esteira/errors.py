@@ -70,6 +70,12 @@ class Refused(EsteiraError):
     http_status = 409
 
 
+class NotFound(Refused):
+    """What is asked for by its name or id is not there, or is another tenant's, which looks the same (exit 1)."""
+
+    http_status = 404
+
+
 class OutsideError(EsteiraError):
     """Something outside failed (disk full, server away); worth a retry (exit 2)."""
 

@@ -180,8 +180,14 @@ class Fitted(Answerer, Protocol):
 class Family(Protocol):
     """A kind of model. One folder below `families/`, one object named FAMILY in its `__init__`.
 
+    A family may have a word more, `unit(row) -> str | None`: the name of what must see one version while a rollout's share
+    grows, such as a plan's intent (H-40); rows without one, and families without the word, are told apart by their request.
+    Its `outcome` may take `manifest`, of the champion's bundle, by which the answers of both versions are measured.
+
     Attributes:
         deterministic: a row that comes again gets the same answer, so that a service may keep it; False for what samples.
+        approval_mode, rollout: not every family says them; without them its lines are `required` and `staged`
+            (esteira.release.policy).
     """
 
     name: str

@@ -65,12 +65,25 @@ class Server:
         bundle: a sealed bundle folder.
         patience: seconds until READY before it counts as failed.
         command: what to run before `serve --bundle DIR --port 0`; tests put a fake here.
+        environment: variables that the server gets besides ours, over what is set here; None takes one away.
+
+    Attributes:
+        key: that opens it.
+        url: where it answers; empty until `wait` said that it does.
     """
 
-    def __init__(self, bundle: Path, *, patience: float = 60.0, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        *,
+        patience: float = 60.0,
+        command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str | None] | None = None,
+    ) -> None:
         self._bundle, self._patience, self._command = bundle, patience, tuple(command)
-        self._key = secrets.token_urlsafe(24)
-        self._url = ""
+        self._environment = dict(environment or {})
+        self.key = secrets.token_urlsafe(24)
+        self.url = ""
         self._ready = threading.Event()
         self._closed: contextlib.ExitStack | None = None
         self.boot_seconds = 0.0
@@ -87,13 +100,18 @@ class Server:
             environment = {
                 **os.environ,
                 "ESTEIRA_HOME": str(home / "home"),
-                "ESTEIRA_API_KEY": self._key,
+                "ESTEIRA_API_KEY": self.key,
                 "ESTEIRA_DRAIN_SECONDS": "0",  # nobody else asks this server
                 "OMP_WAIT_POLICY": "passive",
                 "PYTHONUNBUFFERED": "1",
             }
             for name in ("ESTEIRA_LINES", "ESTEIRA_BUNDLE", "ESTEIRA_DATABASE_URL", "DATABASE_URL"):
                 environment.pop(name, None)
+            for name, value in self._environment.items():
+                if value is None:
+                    environment.pop(name, None)
+                else:
+                    environment[name] = value
             self._started = time.monotonic()
             self._process = subprocess.Popen(
                 [*self._command, "serve", "--bundle", str(self._bundle.resolve()), "--port", "0"],
@@ -120,8 +138,8 @@ class Server:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             line = raw.decode(errors="replace").strip()
-            if line.startswith("READY ") and not self._url:
-                self._url = line.removeprefix("READY ").strip()
+            if line.startswith("READY ") and not self.url:
+                self.url = line.removeprefix("READY ").strip()
                 self.boot_seconds = time.monotonic() - self._started
                 self._ready.set()
         self._ready.set()  # its output ended: ready or not, there is nothing more to wait for
@@ -142,6 +160,24 @@ class Server:
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
 
+    def wait(self) -> str:
+        """Wait until it answers; empty then, else why it does not, in words and with the end of what it said."""
+        self._ready.wait(max(0.0, self._patience - (time.monotonic() - self._started)))
+        if self.url:
+            return ""
+        # Its output may end a moment before the process does.
+        return self.ended(0.5) or f"the server was not ready after {self._patience:g} s: {self._tail()}"
+
+    def ended(self, seconds: float = 0.0) -> str:
+        """How it ended by itself, with the end of what it said; empty while it runs.
+
+        Args:
+            seconds: to wait for its end.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"the server ended with {self._process.wait(seconds)}: {self._tail()}"
+        return ""
+
     def measure(
         self, golden: Sequence[tuple[Row, Answer]], rows: Sequence[Row], *, calls: int, tolerance: float = 1e-6
     ) -> Measured:
@@ -153,11 +189,8 @@ class Server:
             calls: how many single rows are timed, after 20 that are not.
             tolerance: how far a probability may be off; for a value, relative to its size.
         """
-        self._ready.wait(max(0.0, self._patience - (time.monotonic() - self._started)))
-        if not self._url:
-            ended = self._process.poll()
-            how = f"ended with {ended}" if ended is not None else f"was not ready after {self._patience:g} s"
-            return Measured(reason=f"the server {how}: {self._tail()}")
+        if reason := self.wait():
+            return Measured(reason=reason)
         try:
             return self._measure(golden, rows, calls=calls, tolerance=tolerance)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
@@ -169,7 +202,7 @@ class Server:
     def _measure(
         self, golden: Sequence[tuple[Row, Answer]], rows: Sequence[Row], *, calls: int, tolerance: float
     ) -> Measured:
-        place = urlsplit(self._url)
+        place = urlsplit(self.url)
         connection = http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=30)
         with contextlib.closing(connection):
             document = self._ask(connection, _body([row for row, _ in golden]))
@@ -195,7 +228,7 @@ class Server:
         )
 
     def _ask(self, connection: http.client.HTTPConnection, body: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         connection.request("POST", "/v1/predict", body=body, headers=headers)
         response = connection.getresponse()
         payload = response.read()

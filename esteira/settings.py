@@ -133,6 +133,10 @@ class Settings(BaseModel):
         description="name that ledger entries carry; default: the user of the process",
         json_schema_extra={"env": ["ESTEIRA_ACTOR"]},
     )
+    key: SecretStr | None = _var(
+        "ESTEIRA_KEY",
+        says="key of who acts (esteira keys add): whoever approves, promotes or retires is the name of their key",
+    )
     code_revision: str | None = _var(
         "ESTEIRA_CODE_REVISION", says="commit of this code, where there is no git checkout"
     )
@@ -172,6 +176,27 @@ class Settings(BaseModel):
     )
     follow_seconds: Annotated[float, Field(ge=0.05, le=3600)] = _var(
         "ESTEIRA_FOLLOW_SECONDS", default=1.0, says="seconds between two looks at the alias that a served line follows"
+    )
+    alias: Literal["champion", "challenger", "staging", "previous"] = _var(
+        "ESTEIRA_ALIAS",
+        default="champion",
+        says="alias of the lines that a service serves and follows; challenger is for a second service behind a proxy",
+    )
+    keep_seconds: Annotated[float, Field(ge=0, le=86_400)] = _var(
+        "ESTEIRA_KEEP_SECONDS",
+        default=600.0,
+        says="seconds that a served line's last model stays in memory, so that a rollback loads nothing; 0 frees it at once",
+    )
+    request_log: Annotated[int, Field(ge=0, le=1_000_000)] = _var(
+        "ESTEIRA_REQUEST_LOG",
+        default=0,
+        says="answered requests of each served line that are kept in ESTEIRA_HOME, rows and all, to rehearse a candidate with; "
+        "0 keeps none",
+    )
+    target: str = _var(
+        "ESTEIRA_TARGET",
+        default="in-process",
+        says="what splits the traffic of a rollout: in-process, haproxy:SOCKET#BACKEND or gateway:NAMESPACE/NAME",
     )
     ready_needs: (
         Annotated[tuple[Literal["lines", "database", "redis", "registry", "none"], ...], BeforeValidator(_words)] | None
@@ -331,7 +356,7 @@ class Settings(BaseModel):
     def _hold_together(self) -> "Settings":
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", self.tenant):
             raise _Invalid("tenant", "must be 1 to 64 letters, digits, '-', '_' or '.'")
-        for name in ("api_key", "operator_key", "kfp_token"):
+        for name in ("key", "api_key", "operator_key", "kfp_token"):
             key = getattr(self, name)
             if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
                 raise _Invalid(name, "must be printable ASCII without spaces")

@@ -147,7 +147,7 @@ def run(
                     _in_containers(plan, settings, run_id, folder, world.champion_folder, steps, images)
                 else:
                     steps.go()
-                result.status = "released"
+                result.status = str(read_json(folder / "deploy" / "deployment.json").get("status", "released"))
             except StepFailed as failed:
                 result.error = failed.error
                 result.status = "held" if failed.error["kind"] == "GateHeld" else "failed"
@@ -171,7 +171,10 @@ def run(
                 _gather(result)
                 if result.status == "running":
                     result.status = "failed"
-                if result.status != "released":
+                if result.status == "awaiting_approval" and world.serves(result.version):
+                    # A step of another run asked, and somebody has approved and promoted since.
+                    result.status = "released"
+                if result.status not in {"released", "awaiting_approval"}:
                     _record_unreleased(result, store, settings.actor)
                 elif result.steps[NAMES.index("register")].status == "reused":
                     _record_trials(result, store)
@@ -238,7 +241,8 @@ def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
         profile = None if validated is None else validated / "profile.json"
         datasets.record(store, ingested / "dataset.json", profile, actor=actor)
     _record_trials(result, store)
-    if result.status == "held":
+    # What was registered has its verdict, and its rehearsal, in the ledger already.
+    if result.status == "held" and result.version is None:
         evidence = {"verdict": "held", "run_id": result.run_id, "rules": result.gate}
         ledger.append(
             store, kind="verdict", line=result.line, bundle_id=result.bundle_id, actor=actor, evidence=evidence

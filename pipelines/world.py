@@ -114,6 +114,11 @@ class World:
 
         return release
 
+    def serves(self, version: int | None) -> bool:
+        """Whether a version of the line is its champion at this moment."""
+        now = self.registry.resolve(self.plan.line)
+        return now is not None and now.version == version
+
     def data(self, step: Step) -> dict[str, str]:
         return {redact(self.plan.source): self.content} if "source" in step.takes else {}
 
@@ -172,6 +177,8 @@ class World:
             if serving is None or str(serving.version) != notes["version"]:
                 at = "nothing" if serving is None else f"version {serving.version}"
                 return f"alias {notes['alias']} points at {at}, not at version {notes['version']}"
+            if serving.state == "rolled_back":
+                return f"version {notes['version']} was rolled back"
         return ""
 
     def _contract_of(self, bundle_id: str) -> str:

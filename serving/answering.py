@@ -6,12 +6,12 @@ The way of a small request that finds a slot is a straight line: no task, no tim
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from serving.gate import Gate
 from serving.metrics import Metrics
 from serving.predictor import Predictor
 from serving.problems import Problem, encode
+
+T = TypeVar("T")
 
 LARGE = 50_000
 """Bytes of a body from which a thread reads, checks, answers and writes it: reading and checking alone take milliseconds."""
@@ -76,9 +78,9 @@ class Answering:
     ) -> None:
         self.gate = gate
         self.cache = cache if cache is not None and cache.capacity > 0 else None
+        self.rows = rows
+        self.pace = pace or Pace()
         self._metrics = metrics
-        self._rows = rows
-        self._pace = pace or Pace()
         # A body takes up to 25 times its size while it is read, so large ones are read by no more threads than help.
         self._large = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="large-bodies")
 
@@ -99,24 +101,24 @@ class Answering:
             TimedOut: 504.
             GoneError: the caller hung up while it waited for a slot.
         """
-        gate, left = self.gate, self._pace.seconds - spent
+        gate, left = self.gate, self.pace.seconds - spent
         if not gate.try_enter():
-            left -= await self._wait(receive, left)
+            left -= await self.wait(receive, left)
         running: asyncio.Future[Any] | None = None
         try:
             if len(body) > LARGE:
                 return await self._by_thread(predictor, body, request_id, left)
-            rows = rows_of(body, self._rows)
+            rows = rows_of(body, self.rows)
             keys: Sequence[bytes] = ()
             if self.cache is not None and predictor.deterministic:
                 keys = self.cache.keys(predictor.deployment.bundle_id, rows)
                 kept = self.cache.get_all(keys)
                 if kept is not None:
-                    return _document(predictor, kept, request_id), len(rows)
+                    return document(predictor, kept, request_id), len(rows)
             findings = predictor.check(rows)
             if findings:
-                self._judge(predictor, findings)
-            pace = self._pace
+                self.judge(predictor, findings)
+            pace = self.pace
             batcher = Batcher.of(predictor, rows=pace.batch_rows, window=pace.batch_seconds, seconds=pace.seconds)
             answers: Sequence[Any]
             if len(rows) <= batcher.direct:
@@ -125,20 +127,24 @@ class Answering:
                 answers = await batcher.answer(rows, findings, left)
             if keys:
                 answers = self._keep(keys, answers)
-            return _document(predictor, answers, request_id), len(rows)
+            return document(predictor, answers, request_id), len(rows)
         except LateError as late:
             running = late.call
-            raise TimedOut(self._pace.seconds, running) from None
+            raise TimedOut(self.pace.seconds, running) from None
         except DataError as error:  # what `check` let pass and the model cannot read
             raise Problem(422, error.code, error.message) from error
         finally:
             if running is None:
                 gate.leave()
             else:
-                running.add_done_callback(self._ended)
+                running.add_done_callback(self.ended)
 
-    async def _wait(self, receive: Receive, left: float) -> float:
-        """Wait for a slot; the seconds that it took. Who hung up meanwhile is answered no more."""
+    async def wait(self, receive: Receive, left: float) -> float:
+        """Wait for a slot, which is the caller's to give back; the seconds that it took.
+
+        Raises:
+            GoneError: the caller hung up meanwhile, and has no slot.
+        """
         begun = time.monotonic()
         await self.gate.enter(partial(hung_up, receive), left)
         if hung_up(receive):
@@ -146,37 +152,26 @@ class Answering:
             raise GoneError
         return time.monotonic() - begun
 
-    def _ended(self, call: "asyncio.Future[Any]") -> None:
+    def ended(self, call: "asyncio.Future[Any]") -> None:
+        """Give back the slot of a call that went on after its time was up."""
         self.gate.leave()
         if not call.cancelled():
             call.exception()  # looked at, so that nobody is told that it was not
 
     async def _by_thread(self, predictor: Predictor, body: bytes, request_id: bytes, left: float) -> tuple[bytes, int]:
-        if left <= 0:
-            raise LateError
         until = time.monotonic() + left
-        job = self._large.submit(self._whole, predictor, body, request_id, until)
-        call = asyncio.wrap_future(job)
-        try:
-            # Unlike `wait_for`, this leaves the call alone: a thread cannot be stopped, so its slot must not be given away.
-            done, _ = await asyncio.wait((call,), timeout=left)
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        if done:
-            return call.result()
-        raise LateError(None if job.cancel() else call)
+        return await within(self._large, left, partial(self._whole, predictor, body, request_id, until))
 
     def _whole(self, predictor: Predictor, body: bytes, request_id: bytes, until: float) -> tuple[bytes, int]:
         if time.monotonic() > until:  # it waited for a thread until nobody waited for it
-            raise TimedOut(self._pace.seconds)
-        rows = rows_of(body, self._rows)
+            raise TimedOut(self.pace.seconds)
+        rows = rows_of(body, self.rows)
         findings = predictor.check(rows)
         if findings:
-            self._judge(predictor, findings)
-        return _document(predictor, predictor.answer(rows, findings), request_id), len(rows)
+            self.judge(predictor, findings)
+        return document(predictor, predictor.answer(rows, findings), request_id), len(rows)
 
-    def _judge(self, predictor: Predictor, findings: Sequence[Finding]) -> None:
+    def judge(self, predictor: Predictor, findings: Sequence[Finding]) -> None:
         """Count warnings.
 
         Raises:
@@ -197,6 +192,28 @@ class Answering:
         return encoded
 
 
+async def within(threads: ThreadPoolExecutor, left: float, work: Callable[[], T]) -> T:
+    """What the work gives, done by one of the threads.
+
+    Raises:
+        LateError: it takes longer than `left` seconds; a call that was begun goes on, because a thread cannot be stopped.
+        Exception: what the work raises.
+    """
+    if left <= 0:
+        raise LateError
+    job = threads.submit(work)
+    call = asyncio.wrap_future(job)
+    try:
+        # Unlike `wait_for`, this leaves the call alone: its slot must not be given away while it goes on.
+        done, _ = await asyncio.wait((call,), timeout=left)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    if done:
+        return call.result()
+    raise LateError(None if job.cancel() else call)
+
+
 _second = (0, b"")  # and its text
 
 
@@ -212,7 +229,8 @@ def _stamp() -> bytes:
     return b"%s.%03dZ" % (text, (now - whole) * 1000)
 
 
-def _document(predictor: Predictor, answers: Sequence[Any], request_id: bytes) -> bytes:
+def document(predictor: Predictor, answers: Sequence[Any], request_id: bytes) -> bytes:
+    """The encoded answer of a request."""
     return b"".join(
         (
             predictor.head,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from esteira.errors import EsteiraError, OutsideError
+from esteira.errors import EsteiraError, OutsideError, Refused
 from serving import predictor as predictors
 from serving.deployments import Deployment, Source
 from serving.predictor import Predictor
@@ -20,6 +20,8 @@ from serving.predictor import Predictor
 _ASK_AGAIN, _LOAD_AGAIN = 5.0, 60.0
 # Seconds after which a source that has not answered counts as away.
 _SILENT = 5.0
+# Seconds between two looks at the beacon.
+_GLANCE = 0.05
 
 
 class PredictorCache:
@@ -69,6 +71,13 @@ class PredictorCache:
                     self._loaded.popitem(last=False)
         return predictor
 
+    def put(self, predictor: Predictor) -> None:
+        """Take one that is loaded already."""
+        with self._lock:
+            self._loaded[predictor.deployment] = predictor
+            while len(self._loaded) > self.capacity:
+                self._loaded.popitem(last=False)
+
     def drop(self, deployment: Deployment) -> None:
         """Forget a predictor; requests in flight keep theirs."""
         with self._lock:
@@ -115,6 +124,8 @@ class Deployed:
         device: `auto`, `cpu` or `cuda`.
         report: called with (line, error) when a line cannot follow its alias; the last good model goes on serving.
         moved: called with (old, new) after a line's model changed.
+        keep: seconds that the last model of a line which no longer serves stays loaded, so that the way back costs no loading.
+        beacon: gives a number that changes when an alias moves; looked at twenty times a second, and followed at once.
     """
 
     def __init__(
@@ -125,6 +136,8 @@ class Deployed:
         device: str = "auto",
         report: Callable[[str, Exception], None] = _ignore,
         moved: Callable[[Deployment | None, Deployment | None], None] = _ignore,
+        keep: float = 0.0,
+        beacon: Callable[[], int] | None = None,
     ) -> None:
         self.lines = tuple(source.lines)
         self.cache = PredictorCache(capacity, self._load)
@@ -136,6 +149,12 @@ class Deployed:
         self._holds = len(self.lines) <= self.cache.capacity
         self._report = report
         self._moved = moved
+        self._keep = keep
+        # Line -> what served before, and until when it is kept.
+        self._kept: dict[str, tuple[Predictor, float]] = {}
+        self._keeping = threading.Lock()
+        self._beacon = beacon
+        self._seen = 0  # of the beacon
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._period = 1.0
@@ -172,8 +191,8 @@ class Deployed:
     @property
     def models(self) -> int:
         """Models in memory."""
-        held = [predictor.deployment for predictor in self._held.values()]
-        return len({*held, *self.cache.deployments()})
+        held = [*self._held.values(), *(kept[0] for kept in self._kept.values())]
+        return len({*(predictor.deployment for predictor in held), *self.cache.deployments()})
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Line -> `{"state": "ready" | "failed" | "none", "version", "why"}`; no exception's words.
@@ -240,6 +259,8 @@ class Deployed:
             EsteiraError: nothing could be loaded, and this is why.
         """
         self._period = period
+        if self._beacon is not None:
+            self._seen = self._beacon()  # before the aliases are read: what moves meanwhile is followed again
         refused = [error for line in self.lines if (error := self._try_to_follow(line)) is not None]
         if refused and not self._current:
             raise refused[0]
@@ -255,10 +276,71 @@ class Deployed:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
+    def beside(self, line: str, number: int, bundle_id: str) -> Predictor:
+        """A version that need not serve, loaded beside the one that does; give it to `let_go` when it is needed no more.
+
+        Raises:
+            EsteiraError: it cannot be loaded; code `unknown_version` where the source has no such version of that bundle.
+        """
+        asked = self._source.version(line, number)
+        if asked is None or asked.bundle_id != bundle_id:
+            raise Refused(
+                f"a version is known by its number and bundle, but {line} has no version {number} of {bundle_id[:12]}",
+                code="unknown_version",
+                where=line,
+                cure="see `esteira release ls` for what there is",
+            )
+        return self._again(asked)
+
+    def let_go(self, predictor: Predictor) -> None:
+        """Hold a version that was loaded `beside` no longer; it stays if it serves by now."""
+        deployment = predictor.deployment
+        if self._current.get(deployment.line) != deployment:
+            self._retire(deployment, predictor)
+
+    def _again(self, wanted: Deployment) -> Predictor:
+        """A predictor: the one that was kept, or loaded."""
+        with self._keeping:
+            kept = self._kept.get(wanted.line)
+            if kept is not None and kept[0].deployment == wanted:
+                del self._kept[wanted.line]
+            else:
+                kept = None
+        if kept is None:
+            return self.cache.get(wanted)
+        self.cache.put(kept[0])
+        return kept[0]
+
+    def _retire(self, deployment: Deployment, predictor: Predictor | None) -> None:
+        """Forget what serves no longer, now or after a while."""
+        self.cache.drop(deployment)
+        if predictor is not None and self._keep > 0:
+            with self._keeping:
+                self._kept[deployment.line] = (predictor, time.monotonic() + self._keep)
+
+    def _forget(self) -> None:
+        """Drop what was kept for long enough."""
+        if self._kept:
+            now = time.monotonic()
+            with self._keeping:
+                for line in [line for line, kept in self._kept.items() if kept[1] <= now]:
+                    del self._kept[line]
+
     def _run(self) -> None:
-        while not self._stop.wait(self._period):
+        beacon = self._beacon
+        pause = self._period if beacon is None else min(self._period, _GLANCE)
+        due = time.monotonic() + self._period
+        while not self._stop.wait(pause):
+            now = time.monotonic()
+            if beacon is not None:
+                stamp = beacon()
+                if stamp == self._seen and now < due:
+                    continue
+                self._seen = stamp
+            due = now + self._period
             for line in self.lines:
                 self._try_to_follow(line)
+            self._forget()
 
     def _try_to_follow(self, line: str) -> Exception | None:
         """Follow one line's alias; a failure leaves the last good model, and is tried again after a growing pause."""
@@ -295,9 +377,10 @@ class Deployed:
         served = self._current.get(line)
         if wanted == served:
             return
+        old = self._held.get(line)
         if wanted is not None:
             # Beside the one that serves; requests go on with that until the new one has answered its golden rows.
-            predictor = self.cache.get(wanted)
+            predictor = self._again(wanted)
             if self._holds:
                 self._held = {**self._held, line: predictor}
             self._current = {**self._current, line: wanted}
@@ -305,13 +388,15 @@ class Deployed:
             self._held = {name: kept for name, kept in self._held.items() if name != line}
             self._current = {name: kept for name, kept in self._current.items() if name != line}
         if served is not None:
-            self.cache.drop(served)
+            self._retire(served, old)
         self._moved(served, wanted)
 
     def _load(self, wanted: Deployment) -> Predictor:
         try:
             return predictors.load(self._source.folder(wanted), wanted, self._device)
         except MemoryError as error:
+            with self._keeping:
+                self._kept.clear()
             raise OutsideError(
                 "a new model is loaded beside the one that serves, but there is no memory for both",
                 code="out_of_memory",

@@ -1,4 +1,4 @@
-"""Where models to serve come from, and which: one folder, or the champions of a registry's lines. Opens no model."""
+"""Where models to serve come from, and which: one folder, or what an alias of a registry's lines names. Opens no model."""
 
 import threading
 from collections.abc import Sequence
@@ -82,18 +82,25 @@ class Folder:
 
 
 class FromRegistry:
-    """The champions of some lines, by the registry. Safe to call from several threads."""
+    """What an alias of some lines names, by the registry. Safe to call from several threads.
+
+    Args:
+        registry: of the lines.
+        lines: to serve.
+        alias: that is followed.
+    """
 
     moves = True
 
-    def __init__(self, registry: Any, lines: Sequence[str]) -> None:
+    def __init__(self, registry: Any, lines: Sequence[str], alias: str = "champion") -> None:
         self.lines = tuple(lines)
+        self.alias = alias
         self._registry = registry
         self._lock = threading.Lock()
 
     def current(self, line: str) -> Deployment | None:
         with self._lock:
-            return _deployment(self._registry.resolve(line))
+            return _deployment(self._registry.resolve(line, self.alias))
 
     def version(self, line: str, number: int) -> Deployment | None:
         with self._lock:
@@ -111,8 +118,15 @@ def _deployment(version: Any) -> Deployment | None:
     return None if version is None else Deployment(version.line, int(version.version), version.bundle_id)
 
 
-def no_champion(line: str) -> Refused:
+def no_champion(line: str, alias: str = "champion") -> Refused:
     """The letter for a line that has nothing to serve."""
+    if alias != "champion":
+        return Refused(
+            f"what serves by an alias needs a version of that alias, but {line} has no {alias}",
+            code="no_such_alias",
+            where=line,
+            cure=f"see `esteira release ls {line}`; a rollout has a challenger, a version that waits for approval is staging",
+        )
     return Refused(
         f"only a released line serves, but {line} has no champion",
         code="no_champion",

@@ -35,16 +35,22 @@ from serving.predictor import Predictor
 from serving.problems import JSON, Headers, Problem, encode, send_json, send_problem
 from serving.records import Recorder
 from serving.routes import Route
+from serving.split import SplitAnswering
 
 if TYPE_CHECKING:
+    from serving.arms import Arms
     from serving.faults import Faults
+    from serving.feedback import Feedback
     from serving.health import Health
     from serving.jobs import Jobs
+    from serving.request_log import RequestLog
+    from serving.splits import Live, Splits
 
 _log = logging.getLogger("serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LATER: Headers = ((b"retry-after", b"5"),)
 _CLOSE: Headers = ((b"connection", b"close"),)
+_ARMS = {"candidate": (b"x-esteira-arm", b"candidate"), "control": (b"x-esteira-arm", b"control")}
 
 
 class Api:
@@ -60,6 +66,9 @@ class Api:
         gate, pace, cache: how many are answered at once, how, and what is kept of it.
         health: what this service needs; asked by /readyz and /health.
         jobs: answers the routes of batch predictions.
+        splits: which lines have a split; `arms` count what its two versions do.
+        feedback: takes truths.
+        requests: keeps answered requests for rehearsals.
         observers: told of every request that was answered.
         faults: told of exceptions that nobody expected.
         start, stop: called in a thread when the life span starts and ends; a `start` that raises ends the service.
@@ -83,6 +92,10 @@ class Api:
         cache: AnswerCache | None = None,
         health: "Health | None" = None,
         jobs: "Jobs | None" = None,
+        splits: "Splits | None" = None,
+        arms: "Arms | None" = None,
+        feedback: "Feedback | None" = None,
+        requests: "RequestLog | None" = None,
         observers: Sequence[Observer] = (),
         faults: "Faults | None" = None,
         start: Callable[[], None] = lambda: None,
@@ -101,7 +114,10 @@ class Api:
         gate = gate or Gate(100, 100, 10.0)
         self._answering = Answering(gate, metrics, self.limits.rows, pace=pace, cache=cache)
         self._accounts = Accounts(metrics, recorder, observers, faults)
-        self._health, self._jobs = health, jobs
+        self._health, self._jobs, self._feedback, self._requests = health, jobs, feedback, requests
+        self._split = SplitAnswering(self._answering, splits, arms, metrics, faults) if splits and arms else None
+        self._live: Mapping[str, Live] = {} if self._split is None else self._split.live
+        self._arms = arms
         self._start, self._started, self._stop = start, started, stop
         self._routes = routes.table(deployed.lines)
         self._alive = self._draining = False
@@ -175,6 +191,8 @@ class Api:
             self._metrics.flush()
             self._pages.shutdown(wait=False)
             self._answering.close()
+            if self._split is not None:
+                self._split.close()
             self._life.shutdown(wait=False)
             self._outside.close()
 
@@ -211,6 +229,8 @@ class Api:
                 "records_written": recorder.written, "records_waiting": recorder.waiting,
                 "records_dropped": recorder.dropped, "record_failures": recorder.failures,
             }  # fmt: skip
+        if self._arms is not None:
+            numbers |= {"arms_dropped": self._arms.dropped, "arms_failures": self._arms.failures}
         return numbers
 
     # One request
@@ -249,8 +269,16 @@ class Api:
                 routes.must_be_json(headers)
                 body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
                 room = len(body)
+                live = self._live.get(route.line)
+                arm = None
                 try:
-                    answer, rows = await self._answering.answer(predictor, body, request_id, receive, spent)
+                    if live is None or query or self._split is None:
+                        answer, rows = await self._answering.answer(predictor, body, request_id, receive, spent)
+                    else:
+                        unit = headers.get(b"x-unit-id")
+                        answer, rows, predictor, arm = await self._split.answer(
+                            live, predictor, body, request_id, receive, unit=unit, spent=spent
+                        )
                 except TimedOut as late:
                     if late.call is not None:
                         self._bodies.hold(room, late.call)
@@ -259,7 +287,10 @@ class Api:
                 finally:
                     self._bodies.bytes -= room
                 status, size = 200, len(answer)
-                await send_json(send, 200, answer, request_id, JSON, self._closing)
+                if self._requests is not None and not query:
+                    self._requests.put(route.line, request_id, headers.get(b"x-unit-id"), body)
+                more = self._closing if arm is None else (_ARMS[arm], *self._closing)
+                await send_json(send, 200, answer, request_id, JSON, more)
             elif route.name == "bento":
                 status, size = await ask_bento(self._inner, scope, receive, send, request_id, self._closing)
             else:
@@ -345,7 +376,10 @@ class Api:
             finally:
                 self._bodies.bytes -= len(body)
             return status, JSON, encode(document)
-        if route is routes.NONE or (route.name == "health" and self._health is None):
+        if route.name == "feedback" and self._feedback is not None:
+            routes.must_be(scope, "POST")
+            return 200, JSON, encode(await self._labelled(self._feedback, route.line, headers, receive))
+        if route.name in ("none", "feedback") or (route.name == "health" and self._health is None):
             raise routes.unknown(scope["path"], self._deployed.lines)
         routes.must_be(scope, "GET")
         if route.name == "health" and self._health is not None:
@@ -358,6 +392,18 @@ class Api:
             return 200, JSON, self._description()
         content_type, text = await asyncio.get_running_loop().run_in_executor(self._pages, self._metrics.page)
         return 200, content_type, text
+
+    async def _labelled(
+        self, feedback: "Feedback", line: str, headers: Mapping[bytes, bytes], receive: Receive
+    ) -> Mapping[str, object]:
+        """What a truth that came was counted as."""
+        routes.must_be_json(headers)
+        predictor = await self._predictor(line, b"", "caller")
+        body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
+        try:
+            return await self._outside.ask(partial(feedback.take, line, body, predictor.manifest))
+        finally:
+            self._bodies.bytes -= len(body)
 
     def _description(self) -> bytes:
         """The document of the API; made again only when a line moved."""
@@ -374,6 +420,7 @@ class Api:
             },
             jobs=self._jobs is not None,
             health=self._health is not None,
+            feedback=self._feedback is not None,
         )
         text = encode(document)
         # A model that was evicted will be back, and then more is known of its line.

@@ -115,6 +115,15 @@ class Metrics:
         self._seconds = histogram(
             "esteira_request_seconds", "Seconds from the head of a request to its answer.", "line"
         )
+        self._units = counter(
+            "esteira_rollout_units_total", "Units of a rollout by arm: answered, or error.", "line", "arm", "outcome"
+        )
+        self._labels = counter("esteira_rollout_labels_total", "Answers of a rollout whose truth came.", "line", "arm")
+        self._mixed = counter(
+            "esteira_rollout_mixed_total",
+            "Requests with rows of several units, which the champion answered and no arm counted.",
+            "line",
+        )
         # The names that dashboards of ML services ask for; the same requests.
         self._ml_predictions = counter(
             "ml_predictions_total", "Prediction requests, by kind of model and status.", "model_type", "status"
@@ -130,6 +139,12 @@ class Metrics:
                 "esteira_prediction_record_failures_total", "Times that records of predictions could not be written."
             ),
             "log_dropped": counter("esteira_access_log_dropped_total", "Lines of the access log that were dropped."),
+            "arms_dropped": counter(
+                "esteira_rollout_answers_dropped_total", "Answers of a rollout that no label will find."
+            ),
+            "arms_failures": counter(
+                "esteira_rollout_write_failures_total", "Times that what the arms did could not be written."
+            ),
         }
         records = gauge("esteira_prediction_records", "Records of predictions: written, waiting, dropped.", "state")
         self._more_gauges = {
@@ -191,8 +206,24 @@ class Metrics:
             self._warnings.labels(line).inc(number)
 
     def troubled(self, line: str) -> None:
-        """Count a line that could not follow its alias."""
+        """Count a line that could not follow its alias, or its split."""
         self._troubles.labels(line).inc()
+
+    def rollout(self, line: str, arm: str, *, error: bool = False) -> None:
+        """Count a unit of an arm."""
+        self._units.labels(line, arm, "error" if error else "answered").inc()
+
+    def mixed(self, line: str) -> None:
+        """Count a request whose rows are of several units."""
+        self._mixed.labels(line).inc()
+
+    def labelled(self, line: str, arm: str) -> None:
+        """Count a truth that came."""
+        self._labels.labels(line, arm).inc()
+
+    def watch_splits(self, percents: Callable[[], Mapping[str, float]]) -> None:
+        """Tell these too: line -> percent that the candidate takes."""
+        self._here.percents = percents
 
     def watch_edge(self, counts: Mapping[int, int]) -> None:
         """Tell these too: how often each status was answered before a request reached a route."""
@@ -251,6 +282,7 @@ class _Here(Collector):
     def __init__(self, window: LatencyWindow) -> None:
         self._window = window
         self._lines: dict[str, tuple[Deployment, float, float | None]] = {}
+        self.percents: Callable[[], Mapping[str, float]] = dict
 
     def moved(self, old: Deployment | None, new: Deployment | None, accuracy: float | None) -> None:
         lines = dict(self._lines)
@@ -275,6 +307,13 @@ class _Here(Collector):
             since.add_metric([line], at)
             if accuracy is not None:
                 exact.add_metric([deployment.bundle_id], accuracy)
+        percent = GaugeMetricFamily(
+            "esteira_rollout_percent",
+            "Percent of a line's units that the candidate of a rollout takes.",
+            labels=["line"],
+        )
+        for line, share in self.percents().items():
+            percent.add_metric([line], share)
         quantiles = GaugeMetricFamily(
             "esteira_latency_quantile_seconds",
             "Latency of answers in the last five minutes.",
@@ -291,7 +330,7 @@ class _Here(Collector):
                     quantiles.add_metric([route, quantile], seconds)
             if latency.state in LEVELS:
                 states.add_metric([route], LEVELS[latency.state])
-        yield from (model, since, exact, quantiles, states)
+        yield from (model, since, exact, percent, quantiles, states)
 
 
 def _bury_dead() -> None:

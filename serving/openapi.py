@@ -16,7 +16,7 @@ _REASONS: Mapping[str, str] = {
     "400": "not strict JSON: NaN, Infinity, a key twice; or a header twice",
     "401": "no key, or a wrong one",
     "403": "this key may not",
-    "404": "no such line, version or job",
+    "404": "no such line, version, answer or job",
     "405": "another method",
     "408": "the body came too slowly",
     "409": "not in this state",
@@ -45,6 +45,7 @@ def describe_api(
     examples: Mapping[str, Mapping[str, Any] | None] | None = None,
     health: bool = False,
     jobs: bool = False,
+    feedback: bool = False,
 ) -> Json:
     """The document.
 
@@ -55,6 +56,7 @@ def describe_api(
             the last two may be left out.
         health: there is `/health`.
         jobs: there are batch predictions.
+        feedback: truths are taken.
     """
     paths: Json = {}
     for line, schema in lines.items():
@@ -63,6 +65,10 @@ def describe_api(
             paths["/v1/predict"] = {"post": {**predict, "operationId": "predict"}}
         paths[f"/v1/{line}/predict"] = {"post": predict}
         paths[f"/v1/{line}/model"] = {"get": _model(line)}
+        if feedback:
+            paths[f"/v1/{line}/feedback"] = {"post": _feedback(line)}
+            if len(lines) == 1:
+                paths["/v1/feedback"] = {"post": {**_feedback(line), "operationId": "feedback"}}
     paths |= _probes()
     if health:
         paths["/health"] = {"get": _health()}
@@ -114,7 +120,20 @@ def _predict(line: str, row: Json, max_rows: int, example: Mapping[str, Any] | N
             value = {**example["envelope"], **_ASKED, "rows": [example["answer"]]}
             answered["content"]["application/json"]["examples"] = {"golden": {"summary": "its answer", "value": value}}
     operation["requestBody"] = {"required": True, "content": {"application/json": body}}
-    operation["parameters"] = [shapes.VERSION, shapes.REQUEST_ID]
+    operation["parameters"] = [shapes.VERSION, shapes.UNIT_ID, shapes.REQUEST_ID]
+    answered["headers"]["X-Esteira-Arm"] = _header("X-Esteira-Arm")
+    return operation
+
+
+def _feedback(line: str) -> Json:
+    operation = _operation(
+        f"feedback {line}",
+        f"The truth of an answer of {line} that a rollout gave; it counts once.",
+        shapes.LABELLED,
+        (*_KEYED, *_SENT, "404"),
+    )
+    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": shapes.TRUTH}}}
+    operation["parameters"] = [shapes.REQUEST_ID]
     return operation
 
 
@@ -220,6 +239,10 @@ _HEADERS: Json = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
     },
     "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}},
+    "X-Esteira-Arm": {
+        "description": "whom the unit belongs to, while a rollout splits the line's traffic; `version` says who answered",
+        "schema": {"type": "string", "enum": ["candidate", "control"]},
+    },
     "Allow": {"description": "methods of this route", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "how to give the key", "schema": {"type": "string"}},
 }

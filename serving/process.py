@@ -49,7 +49,7 @@ def serve(
     Args:
         bundle: a bundle folder; verified before anything starts.
         bento: a built Bento's folder, served as it is.
-        lines: model lines, by their champions; exactly one of the three is given.
+        lines: model lines, by ESTEIRA_ALIAS (champion); exactly one of the three is given.
         host: address to listen on; ESTEIRA_HOST (127.0.0.1) by default.
         port: 0 takes a free one; ESTEIRA_PORT (8080) by default.
         record: keep records of predictions; by default for lines only.
@@ -170,8 +170,8 @@ def _must_have_champions(settings: Settings, lines: Sequence[str]) -> None:
 
     registry = Registry(settings)
     for line in lines:
-        if registry.resolve(line) is None:
-            raise no_champion(line)
+        if registry.resolve(line, settings.alias) is None:
+            raise no_champion(line, settings.alias)
 
 
 class _Signals:

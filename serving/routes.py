@@ -14,7 +14,7 @@ class Route(NamedTuple):
 
     Attributes:
         name: of a fixed list, the label of the metrics: `livez`, `readyz`, `health`, `metrics`, `openapi`, `predict`, `model`,
-            `batch-predict`, `batch-predictions`, `bento`, `none`.
+            `feedback`, `batch-predict`, `batch-predictions`, `bento`, `none`.
         line: the line that it is about; empty when it is about none.
     """
 
@@ -35,23 +35,25 @@ def table(lines: Sequence[str]) -> dict[str, Route]:
     for line in lines:
         routes[f"/v1/{line}/predict"] = Route("predict", line)
         routes[f"/v1/{line}/model"] = Route("model", line)
+        routes[f"/v1/{line}/feedback"] = Route("feedback", line)
     if len(lines) == 1:
         routes["/v1/predict"] = Route("predict", lines[0])
+        routes["/v1/feedback"] = Route("feedback", lines[0])
     return routes
 
 
 def unknown(path: str, lines: Sequence[str]) -> Problem:
     """Why a path below /v1/ is no route."""
     names = ", ".join(lines[:10]) + (" ..." if len(lines) > 10 else "")
-    if path == "/v1/predict":
+    if path in ("/v1/predict", "/v1/feedback"):
         return Problem(
             404,
             "which_line",
-            f"this service has several lines: POST /v1/LINE/predict, LINE one of {names}",
+            f"this service has several lines: POST /v1/LINE/{path[4:]}, LINE one of {names}",
             field="line",
         )
     line, _, verb = path.removeprefix("/v1/").partition("/")
-    if verb in ("predict", "model") and line not in lines:
+    if verb in ("predict", "model", "feedback") and line not in lines:
         return Problem(404, "unknown_line", f"this service has the lines {names}", field="line")
     return Problem(404, "no_route", "there is POST /v1/LINE/predict and GET /v1/LINE/model; see /openapi.json")
 
@@ -88,7 +90,7 @@ def version_of(query: bytes) -> int | None:
     return int(text)
 
 
-_ONCE = (b"authorization", b"content-type", b"content-encoding", b"x-request-id")
+_ONCE = (b"authorization", b"content-type", b"content-encoding", b"x-request-id", b"x-unit-id")
 
 
 def refuse_twice(headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -8,9 +8,11 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before bentoml is imported: no usage reports, and no tracing of routes that are not ours.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
@@ -27,6 +29,9 @@ from serving.deployed import Deployed
 from serving.deployments import Deployment, Folder, FromRegistry, Source
 from serving.lifeline import die_with_parent, note_served
 from serving.records import Recorder, Write
+
+if TYPE_CHECKING:
+    from esteira.store.rollouts import Rollouts
 
 # How `python -m serving serve` and its grandchild talk, besides STATE; no setting, so it is not spelled ESTEIRA_.
 RECORD = "_SERVING_RECORD"
@@ -52,7 +57,7 @@ def source_of(settings: Settings) -> Source:
     if settings.lines:
         from esteira.registry import Registry
 
-        return FromRegistry(Registry(settings), settings.lines)
+        return FromRegistry(Registry(settings), settings.lines, settings.alias)
     if (EMBEDDED / "deployment.json").is_file():
         which = json.loads((EMBEDDED / "deployment.json").read_text(encoding="utf-8"))
         return Folder(EMBEDDED / "bundle", line=which["line"], version=which["version"], bundle_id=which["bundle_id"])
@@ -84,6 +89,25 @@ def _recorder(settings: Settings) -> Recorder | None:
         return Store.open(settings.database_url, tenant=settings.tenant).record_predictions
 
     return Recorder(connect)
+
+
+def _beacon(settings: Settings) -> Callable[[], int]:
+    """What changes when an alias moves. Imported with the registry, which a service of one bundle does without."""
+    from esteira.registry import beacon
+
+    return partial(beacon.stamp, settings.home)
+
+
+def _rollouts(settings: Settings) -> "Callable[[], Rollouts]":
+    """How to open what is kept of rollouts."""
+
+    def connect() -> "Rollouts":
+        from esteira.store import Store
+        from esteira.store.rollouts import Rollouts
+
+        return Rollouts(Store.open(settings.database_url, tenant=settings.tenant))
+
+    return connect
 
 
 def _port() -> int | None:
@@ -119,10 +143,12 @@ class Fronted(Service[Any]):  # type: ignore[misc]  # bentoml has no types
 def _front(inner: Any) -> Any:
     from serving import edge
     from serving.answering import Pace
+    from serving.arms import Arms
     from serving.body import Limits
     from serving.cache import AnswerCache
     from serving.drain import watch
     from serving.faults import Faults, worded
+    from serving.feedback import Feedback
     from serving.gate import Gate
     from serving.health import health_of
     from serving.http import Api
@@ -130,6 +156,8 @@ def _front(inner: Any) -> Any:
     from serving.keys import Keys
     from serving.metrics import Metrics
     from serving.observe import AccessLog
+    from serving.request_log import RequestLog
+    from serving.splits import Splits
     from serving.traces import Traces, wanted
 
     edge.install()  # the master never comes here, and needs no server
@@ -159,17 +187,29 @@ def _front(inner: Any) -> Any:
             beginning.has_model()
 
     source = source_of(settings)
-    deployed = Deployed(source, device=settings.device, report=report, moved=moved)
+    deployed = Deployed(
+        source, device=settings.device, report=report, moved=moved,
+        keep=settings.keep_seconds, beacon=_beacon(settings) if source.moves else None,
+    )  # fmt: skip
     health = health_of(settings, deployed, records=recorder is not None)
     jobs = Jobs(deployed, source, settings)
+    splits = arms = feedback = requests = None
+    if source.moves:  # what has no alias has no challenger
+        splits = Splits(deployed, settings.home, alias=settings.alias, report=report)
+        arms = Arms(_rollouts(settings))
+        feedback = Feedback(_rollouts(settings), arms, metrics)
+        metrics.watch_splits(splits.percents)
+    if settings.request_log:
+        requests = RequestLog(settings.home, settings.request_log)
 
     def start() -> None:
         try:
             if log is not None:
                 log.start()
             deployed.start(period=settings.follow_seconds)
-            if recorder is not None:
-                recorder.start()
+            for part in (splits, recorder, arms, requests):
+                if part is not None:
+                    part.start()
             health.start()
             jobs.start()
         except Exception as error:
@@ -188,7 +228,9 @@ def _front(inner: Any) -> Any:
 
     def stop() -> None:
         parts: list[Any] = [
-            part for part in (deployed, jobs, health, recorder, log, traces, faults) if part is not None
+            part
+            for part in (splits, deployed, jobs, health, recorder, arms, requests, log, traces, faults)
+            if part is not None
         ]
         # At once: each may take seconds where what it writes to is away.
         with ThreadPoolExecutor(len(parts), thread_name_prefix="stop") as pool:
@@ -209,6 +251,10 @@ def _front(inner: Any) -> Any:
         cache=AnswerCache(settings.answer_cache),
         health=health,
         jobs=jobs,
+        splits=splits,
+        arms=arms,
+        feedback=feedback,
+        requests=requests,
         observers=[observer for observer in (log, traces) if observer is not None],
         faults=faults,
         start=start,

@@ -18,6 +18,13 @@ REQUEST_ID: Json = {
     "schema": {"type": "string"},
     "description": "up to 128 letters, digits, '.', '_' and '-'; another is replaced",
 }
+UNIT_ID: Json = {
+    "name": "X-Unit-Id",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "what must see one version while a rollout's share grows, such as a user; by default the request itself",
+}
 _TEXT_OR_NULL: Json = {"type": ["string", "null"]}
 _WHOLE_OR_NULL: Json = {"type": ["integer", "null"]}
 _CONFIDENCE: Json = {"type": "string", "enum": ["calibrated", "heuristic"]}
@@ -80,6 +87,37 @@ MODEL: Json = {
         "units": {"type": ["object", "null"]},
         "metrics": {"type": ["object", "null"]},
         "data_hash": _TEXT_OR_NULL,
+    },
+}
+_NAME: Json = {"type": "string", "minLength": 1, "maxLength": 1000}
+TRUTH: Json = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["truth"],
+    "properties": {
+        "request_id": {**_NAME, "description": "of the answer, as it was said there"},
+        "unit": {
+            **_NAME,
+            "description": "what was sent as X-Unit-Id, instead of request_id; its newest answer is meant",
+        },
+        "row": {"type": "integer", "minimum": 0, "maximum": 999_999, "default": 0, "description": "of the request"},
+        "truth": {"description": "the label as it stands in the training data", "not": {"type": "null"}},
+    },
+    "oneOf": [{"required": ["request_id"]}, {"required": ["unit"]}],
+}
+LABELLED: Json = {
+    "type": "object",
+    "required": ["line", "test_id", "arm", "stage", "version", "request_id", "row", "outcome", "counted"],
+    "properties": {
+        "line": {"type": "string"},
+        "test_id": {"type": "string"},
+        "arm": {"type": "string", "enum": ["candidate", "control"]},
+        "stage": {"type": "integer", "minimum": 0},
+        "version": _WHOLE_OR_NULL,
+        "request_id": {"type": "string"},
+        "row": {"type": "integer", "minimum": 0},
+        "outcome": {"type": "number", "minimum": 0, "maximum": 1, "description": "1 is good"},
+        "counted": {"type": "boolean", "description": "false where the truth had come before"},
     },
 }
 _PROBLEM: Json = {

@@ -201,7 +201,8 @@ class TestSecrets:
     def test_no_secret_has_a_default_or_is_shown(self) -> None:
         secret = {variable.names[0]: f"s3cret{number}" for number, variable in enumerate(VARIABLES) if variable.secret}
         assert {
-            "ESTEIRA_API_KEY", "ESTEIRA_OPERATOR_KEY", "ESTEIRA_KFP_TOKEN", "VECTOR_DB_PASSWORD", "JUPYTER_TOKEN", "SENTRY_DSN",
+            "ESTEIRA_KEY", "ESTEIRA_API_KEY", "ESTEIRA_OPERATOR_KEY", "ESTEIRA_KFP_TOKEN", "VECTOR_DB_PASSWORD", "JUPYTER_TOKEN",
+            "SENTRY_DSN",
         } == set(secret)  # fmt: skip
         assert all(getattr(_settings(), variable.field) is None for variable in VARIABLES if variable.secret)
 

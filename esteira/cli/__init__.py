@@ -28,8 +28,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "batch": ("batch", "Many rows answered in parts that survive a kill: file, folder or s3:// in and out."),
     "quantise": ("quantise", "A bundle with int8 weights, if its answers stay as good."),
     "serve": ("serve", "A line or a bundle as a Bento on loopback."),
-    "ledger": ("ledger", "The append-only record: log, export, verify."),
+    "release": ("release", "Versions, approvals, promotion: ls, show, stage, approve, withdraw, promote, retire."),
+    "rollback": ("rollback", "Alias and traffic move back, in one command."),
+    "keys": ("keys", "Who may do what: named keys with a role each."),
+    "rollout": ("rollout", "A candidate's traffic: start, status, pause, resume, promote, rollback, tick."),
+    "tick": ("tick", "One look at every rollout, or a loop of looks."),
+    "simulate": ("simulate", "Thousands of rollouts on a synthetic clock: how often each policy is right."),
+    "ledger": ("ledger", "The append-only record: log, at, export, anchor, verify."),
     "demo": ("demo", "Serve what the last run released and ask it one question."),
+    "demo-release": ("demo_release", "Releases on a synthetic clock: a good, a bad and an unseen candidate."),
 }
 
 
@@ -42,7 +49,7 @@ class _Lazy(click.Group):
             return None
         module = importlib.import_module(f"esteira.cli.{COMMANDS[cmd_name][0]}")
         # A command that is a word of Python's own is called name_ in its module.
-        command: click.Command = getattr(module, f"{cmd_name}_" if cmd_name == "compile" else cmd_name)
+        command: click.Command = getattr(module, "compile_" if cmd_name == "compile" else cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,7 +1,8 @@
-"""`esteira ledger`: read, export and verify the append-only record."""
+"""`esteira ledger`: read, ask, export, anchor and verify the append-only record."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +22,12 @@ def _open() -> "Store":
 
 @click.group()
 def ledger() -> None:
-    """The append-only, hash-chained record of verdicts, registrations and alias moves.
+    """The append-only, hash-chained record: verdicts, registrations, approvals, alias moves, traffic, rollbacks.
 
     \b
     Example:
       esteira ledger log --line tabular
+      esteira ledger at 14:03
     """
 
 
@@ -48,8 +50,47 @@ def log(line: str | None, limit: int, as_json: bool) -> None:
         return
     for entry in entries:
         say(
-            f"{entry.seq:>5}  {entry.at}  {entry.kind:<14} {entry.line} v{entry.version or '-'}  by {entry.actor}  {entry.hash[:12]}"
+            f"{entry.seq:>5}  {entry.at}  {entry.kind:<16} {entry.line} v{entry.version or '-'}  by {entry.actor}  {entry.hash[:12]}"
         )
+
+
+@ledger.command()
+@click.argument("time")
+@click.option("--line", help="Only this line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def at(time: str, line: str | None, as_json: bool) -> None:
+    """Say which version of each line took which share of its traffic at TIME.
+
+    TIME is a date and time, or a time of today; UTC unless it names a zone. Before the first release the answer is empty.
+
+    \b
+    Example:
+      esteira ledger at 2026-11-22T14:03
+      esteira ledger at 14:03:07 --line tabular --json
+    """
+    from datetime import UTC, datetime
+
+    from esteira import ledger as record
+    from esteira.family import Line
+
+    now = datetime.now(UTC)
+    if line is not None:
+        Line.parse(line)
+    asked = record.moment(time, now)
+    serving = record.at(_open(), asked, line)
+    told = asked.replace(microsecond=0) if asked.microsecond == 999_999 else asked
+    document: dict[str, Any] = {"at": told.isoformat().replace("+00:00", "Z")}
+    if told > now:
+        document["note"] = "this time is yet to come; the answer is what serves now"
+    document["serving"] = [vars(share) for share in serving]
+    if as_json:
+        emit(document)
+        return
+    say(f"at {document['at']}" + (f" ({document['note']})" if "note" in document else ""))
+    for share in serving:
+        say(f"  {share.line}  v{share.version}  {100 * share.share:g} %  bundle {share.bundle_id[:12]}")
+    if not serving:
+        say("  nothing served")
 
 
 @ledger.command()
@@ -71,22 +112,79 @@ def export(out: str, as_json: bool) -> None:
 
 
 @ledger.command()
-@click.option("--file", "file", type=click.Path(dir_okay=False), help="An export to verify and compare with the store.")
+@click.option("--out", type=click.Path(dir_okay=False), help="File to add the head to, as a line of JSON.")
+@click.option("--git-note", is_flag=True, help="Add it to the git notes of the last commit of the repository here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify(file: str | None, as_json: bool) -> int:
+def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
+    """Verify the ledger and print its length and last hash, to be kept where whoever writes the store cannot reach.
+
+    Nothing is written unless --out or --git-note says where. A file holds a line an anchor; the ledger must hold to the former ones.
+
+    \b
+    Example:
+      esteira ledger anchor --out anchors.jsonl
+      esteira ledger verify --anchor anchors.jsonl
+    """
+    from datetime import UTC, datetime
+
+    from esteira import ledger as record
+
+    store, now = _open(), datetime.now(UTC)
+    made = record.add_anchor(store, Path(out), now=now) if out else record.anchor(store, now=now)
+    commit = record.add_note(made, Path.cwd()) if git_note else None
+    if as_json:
+        emit({**vars(made), "out": out, "git_note": commit})
+        return
+    say(f"{made.count} entries, head {made.hash}")
+    if out:
+        say(f"  kept in {out}")
+    if commit:
+        say(f"  kept as a git note of {commit[:12]} (git notes --ref={record.NOTES} show)")
+
+
+@ledger.command()
+@click.option("--file", "file", type=click.Path(dir_okay=False), help="An export to verify and compare with the store.")
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Anchors that the chain must still reach, a file or - for standard input; repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def verify(file: str | None, anchors: tuple[str, ...], as_json: bool) -> int:
     """Check every hash; exits 1 at the first break and names the entry.
 
     \b
     Example:
+      esteira ledger verify
       esteira ledger verify --file ledger.jsonl
+      git notes --ref=esteira-ledger show | esteira ledger verify --anchor -
     """
     from esteira import ledger as record
 
-    verdict = record.verify(_open(), file=Path(file) if file else None)
+    store = _open()
+    kept: list[record.Anchor] = []
+    for name in anchors:
+        if name == "-":
+            text = sys.stdin.read()
+            kept += record.read_anchors(text, tenant=store.tenant, where="standard input")
+        else:
+            kept += record.load_anchors(Path(name), tenant=store.tenant)
+    verdict = record.verify(store, file=Path(file) if file else None, anchors=kept)
     if as_json:
-        emit({"ok": verdict.ok, "entries": verdict.entries, "broken_at": verdict.broken_at, "reason": verdict.reason})
+        emit(
+            {
+                "ok": verdict.ok,
+                "entries": verdict.entries,
+                "broken_at": verdict.broken_at,
+                "reason": verdict.reason,
+                "head": verdict.head,
+                "anchors": len(kept),
+            }
+        )
     elif verdict.ok:
-        say(f"ok: {verdict.entries} entries, unbroken")
+        say(f"ok: {verdict.entries} entries, unbroken" + (f", as {len(kept)} anchors say" if kept else ""))
     else:
         say(f"broken at entry {verdict.broken_at}: {verdict.reason}")
     return 0 if verdict.ok else 1

@@ -144,6 +144,10 @@ def _tell(result: Any) -> None:
         say(f"  read: {page}")
     if result.status == "released":
         say(f"  next: esteira serve {result.line}")
+    elif result.status == "awaiting_approval":
+        say(
+            f"  next: an approver, who did not register it: esteira release approve {result.line} {result.version} --reason TEXT"
+        )
 
 
 class _Lines:

@@ -12,12 +12,19 @@ from esteira.cli import say
 @click.argument("lines", nargs=-1)
 @click.option("--bundle", type=click.Path(file_okay=False), help="Serve this bundle folder instead of lines.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port on loopback (default 8080; 0 picks a free one).")
-def serve(lines: tuple[str, ...], bundle: str | None, port: int | None) -> None:
+@click.option(
+    "--alias",
+    type=click.Choice(["champion", "challenger", "staging", "previous"]),
+    help="Serve and follow this alias of LINES (default: ESTEIRA_ALIAS, else champion); challenger is the second service "
+    "behind a proxy that splits a rollout's traffic.",
+)
+def serve(lines: tuple[str, ...], bundle: str | None, port: int | None, alias: str | None) -> None:
     """Answer over HTTP: LINES by their champions (followed when an alias moves), or one bundle.
 
     \b
     Example:
       esteira serve tabular --port 8080
+      esteira serve tabular --alias challenger --port 8081
       esteira serve --bundle build/my-bundle
     """
     from esteira.errors import ConfigError
@@ -30,6 +37,15 @@ def serve(lines: tuple[str, ...], bundle: str | None, port: int | None) -> None:
             where="esteira serve",
             cure="see `esteira serve --help`",
         )
+    if bundle and alias:
+        raise ConfigError(
+            "an alias names a version of a line, but --bundle was given",
+            code="usage",
+            where="esteira serve",
+            cure="leave --alias out, or serve LINES",
+        )
+    if alias is not None:
+        os.environ["ESTEIRA_ALIAS"] = alias
     settings = load_settings()
     key, made = api_key(settings)
     if made:

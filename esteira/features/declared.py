@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,6 +107,7 @@ class DeclaredFamily:
     Attributes:
         package: of the family; its sample lies in the folder `sample` there.
         contract_py, features_py, model_py, metrics_py: the family's own four files.
+        approval_mode, rollout: how its lines are released unless they say otherwise; see esteira.release.policy.
     """
 
     name: str
@@ -118,6 +119,8 @@ class DeclaredFamily:
     artefact_kind: ArtefactKind = "onnx"
     deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
+    approval_mode: Literal["required", "notify", "automatic"] = "required"
+    rollout: Literal["staged", "direct"] = "staged"
 
     @property
     def declared(self) -> TableContract:

@@ -2,27 +2,36 @@
 
 The platform store and its ledger are the truth. A version is written to MLflow first, which gives it its number, then with its
 ledger entries in one transaction; an alias moves in the store together with its entry, then MLflow is made to show the same.
-A move that was cut off after its transaction holds, and is shown by MLflow at the next write of that line.
+A move that was cut off after its transaction holds, and is shown by MLflow at the next write of that line. What takes a version
+into production or out of it waits for no MLflow: its transaction comes first, and followers on this machine hear of it at once.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esteira import access, crash, ledger, locks
 from esteira import bundle as bundles
-from esteira import crash, ledger, locks
+from esteira.access import Actor
 from esteira.card import card_missing
-from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
+from esteira.errors import ConfigError, EsteiraError, NotFound, OutsideError, Refused
 from esteira.family import Line
-from esteira.registry import artefacts
+from esteira.registry import artefacts, beacon, catalogue, moves
+from esteira.registry.catalogue import Page
+from esteira.registry.moves import RolledBack
+from esteira.release import approvals
+from esteira.release.lifecycle import State, require_move
 from esteira.settings import Settings
 from esteira.store import Store, side_by_side
-from esteira.store.records import Version
-from esteira.store.store import flat, now
+from esteira.store.records import Approval, Version
+from esteira.store.releases import Releases
+from esteira.store.store import flat
+from esteira.store.store import now as present
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -70,6 +79,22 @@ class Registry:
         """One version, archived ones too, or None."""
         return self.store.get_version(line, version)
 
+    def must(self, line: str, version: int, connection: "Connection | None" = None) -> Version:
+        """One version.
+
+        Raises:
+            NotFound: there is none of that number; code `unknown_version`.
+        """
+        found = self.store.get_version(line, version, connection)
+        if found is None:
+            raise NotFound(
+                f"a version is known by its number, but {line} has no version {version}",
+                code="unknown_version",
+                where=line,
+                cure="see `esteira release ls` for what there is",
+            )
+        return found
+
     def versions(self, line: str) -> list[Version]:
         """All versions of a line, newest first, archived ones too."""
         return self.store.list_versions(line)
@@ -82,6 +107,60 @@ class Registry:
         """Alias -> version."""
         return {alias.alias: alias.version for alias in self.store.list_aliases(line)}
 
+    def find(
+        self,
+        *,
+        line: str | None = None,
+        family: str | None = None,
+        state: str | None = None,
+        alias: str | None = None,
+        model_type: str | None = None,
+        framework: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        now: datetime | None = None,
+    ) -> Page:
+        """Versions by what they are and where they stand, the newest first, without the address of their artefacts (H-36, K-54).
+
+        Args:
+            family: of all its lines, as Hive-Mind's specialists are.
+            state: ours, or what KRYONIX, FamaChat or Hive-Mind call it (`deployed`, `ACTIVE`, `Production`).
+            model_type, framework: such as `classification` and `xgboost` (K-05).
+            limit: versions on the page, 1 to 1000.
+
+        Raises:
+            ConfigError: a state or an alias that is none, or a page that is none.
+        """
+        catalogue.require_page(limit, offset)
+        total, found = Releases(self.store).versions(
+            line=line, family=family, states=catalogue.states(state), alias=None if alias is None else _known(alias),
+            model_type=model_type, framework=framework, limit=limit, offset=offset,
+        )  # fmt: skip
+        at, tenant = now or present(), self.store.tenant
+        held = {name: self.aliases(name) for name in {version.line for version in found}}
+        models = tuple(catalogue.public(one, tenant=tenant, aliases=held[one.line], now=at) for one in found)
+        return Page(total, limit, offset, models)
+
+    def model(self, identity: str, *, now: datetime | None = None) -> dict[str, Any]:
+        """A version by the id that `find` gives, whole but for the address of its artefact (K-54).
+
+        Raises:
+            NotFound: this tenant has no such version, whoever else may have it; code `unknown_model`.
+        """
+        tenant = self.store.tenant
+        for line, number in Releases(self.store).numbers():
+            if catalogue.model_id(tenant, line, number) == identity:
+                version = self.must(line, number)
+                return catalogue.public(
+                    version, tenant=tenant, aliases=self.aliases(line), now=now or present(), whole=True
+                )
+        raise NotFound(
+            f"a model is known by its id, but there is no model {identity[:64]!r}",
+            code="unknown_model",
+            where="ID",
+            cure="`esteira release ls --json` has the ids",
+        )
+
     def compare(self, line: str, a: int, b: int) -> dict[str, Any]:
         """Two versions side by side.
 
@@ -91,7 +170,7 @@ class Registry:
         Raises:
             Refused: code `unknown_version`.
         """
-        left, right = self._must(line, a), self._must(line, b)
+        left, right = self.must(line, a), self.must(line, b)
         alike = ("bundle_id", "run_id", "data_hash", "code_revision", "params_hash", "state")
         return {
             "versions": [a, b],
@@ -150,7 +229,9 @@ class Registry:
         verdict: Mapping[str, Any],
         params: Mapping[str, Any] | None = None,
         trials: Sequence[Mapping[str, Any]] = (),
-        actor: str | None = None,
+        actor: Actor | str | None = None,
+        record: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> Version:
         """Make a bundle the next version of its line, and the line's `candidate`.
 
@@ -166,14 +247,16 @@ class Registry:
             verdict: the document of gate.json; every rule must have passed.
             params: what was asked for; may be nested.
             trials: the leaderboard of the search; each becomes a child run in MLflow.
-            actor: who registers; the settings' actor by default.
+            actor: who registers; by default the key in the settings, or their actor. A name alone is nobody's key.
+            record: more for the entry of the registration, such as the validator's report (H-34).
 
         Raises:
-            Refused: the verdict is not a pass, the card is not complete, or the bundle is not what was sealed or of another
-                line.
+            Refused: the verdict is not a pass, the card is not complete, the bundle is not what was sealed or of another line,
+                or whoever asks may not (code `not_allowed`).
             OutsideError: store, MLflow or storage failed; nothing is registered.
         """
-        actor = actor or self._settings.actor
+        by = Actor(actor, "local", keyed=False) if isinstance(actor, str) else actor or access.who(self._settings)
+        access.require(by, "register", line=line, store=self.store, now=now)
         manifest = bundles.verify(bundle)
         bundle_id = hashlib.sha256((bundle / bundles.MANIFEST).read_bytes()).hexdigest()
         _refuse_other_line(manifest, line)
@@ -205,14 +288,24 @@ class Registry:
                     "line": line,
                     "version": number,
                     "bundle_id": bundle_id,
-                    "actor": actor,
+                    "actor": by.name,
+                    "now": now,
                     "connection": connection,
                 }
                 ledger.append(self.store, kind="verdict", evidence={"run_id": run_id, **verdict}, **common)
                 ledger.append(
                     self.store,
                     kind="registration",
-                    evidence={**evidence, "mlflow_run_id": mlflow_run, "uri": uri, "metrics": metrics},
+                    evidence={
+                        **evidence,
+                        "mlflow_run_id": mlflow_run,
+                        "uri": uri,
+                        "metrics": metrics,
+                        "keyed": by.keyed,
+                        "role": by.role,
+                        **catalogue.record_of(manifest),
+                        **(record or {}),
+                    },
                     **common,
                 )
                 self.store.add_version(
@@ -226,29 +319,53 @@ class Registry:
                         **evidence,
                         "params": dict(params or {}),
                         "metrics": dict(metrics),
-                        "actor": actor,
-                        "state": "validated",
+                        "actor": by.name,
+                        "state": State.VALIDATED.value,
+                        **catalogue.kind_of(manifest),
                     },
                 )
-                version = self._must(line, number, connection)
-                self._move(connection, version, {"candidate": version}, actor=actor, reason="registered")
+                version = self.must(line, number, connection)
+                held = self._held(line, connection)
+                self._note_move(
+                    connection,
+                    version,
+                    {"candidate": version},
+                    held,
+                    actor=by.name,
+                    reason="registered",
+                    at=now or present(),
+                )
+            beacon.touch(self._settings.home)
             crash.point("register.before_mirror")
             self._show_aliases(line)
         return version
 
-    def set_alias(self, line: str, alias: str, version: int, *, actor: str | None = None, reason: str = "") -> Version:
+    def set_alias(
+        self,
+        line: str,
+        alias: str,
+        version: int,
+        *,
+        actor: str | None = None,
+        reason: str = "",
+        now: datetime | None = None,
+    ) -> Version:
         """Point an alias at a version. Moving `champion` (or `production`, the same) makes the former one `previous`.
 
-        Nothing happens when it points there already. MLflow shows the move afterwards; if it cannot, the move still holds.
+        Nothing happens when it points there already. MLflow shows the move afterwards; if it cannot, the move still holds. Who
+        may, and on what a champion stands, is asked by `promote`, by which versions go into production.
 
         Returns:
             The version as it is now.
 
         Raises:
-            Refused: no such version, or an archived or failed one; code `unknown_version`, `archived`, `failed_version`.
+            Refused: no such version, or an archived or failed one; code `unknown_version`, `archived`, `failed_version`. A
+                champion without a passed report (`no_report`), or one that waits for an approval; a second challenger (H-38,
+                code `challenger_running`); a move that the life cycle does not have (`illegal_move`).
             ConfigError: no such alias, or `previous`, which only a move of the champion sets.
         """
-        actor = actor or self._settings.actor
+        actor = actor or access.who(self._settings).name
+        at = now or present()
         alias = {"production": "champion"}.get(_known(alias), alias)
         if alias == "previous":
             raise ConfigError(
@@ -260,37 +377,256 @@ class Registry:
         with self._locked(f"moving {alias} of {line}"):
             with self.store.begin() as connection:
                 self.store.alone(connection)
-                wanted = self._must(line, version, connection)
+                wanted = self.must(line, version, connection)
                 _refuse_undeployable(wanted)
-                moves = {alias: wanted}
-                if alias == "champion":
-                    moves["production"] = wanted
-                    at = {entry.alias: entry.version for entry in self.store.list_aliases(line, connection=connection)}
-                    if "champion" in at and at["champion"] != version:
-                        former = self._must(line, at["champion"], connection)
-                        moves["previous"] = former
-                        self.store.set_version_state(connection, line, former.version, "retired")
-                if self._move(connection, wanted, moves, actor=actor, reason=reason):
-                    state = {"champion": "production", "staging": "staging"}.get(alias)
-                    if state is not None and not (state == "staging" and wanted.state == "production"):
-                        self.store.set_version_state(connection, line, version, state)
-                moved = self._must(line, version, connection)
+                held = self._held(line, connection)
+                if held.get(alias) != version:
+                    if alias == "champion":
+                        self._to_champion(connection, wanted, held, actor=actor, reason=reason, at=at)
+                    else:
+                        self._to_alias(connection, alias, wanted, held, actor=actor, reason=reason, at=at)
+                moved = self.must(line, version, connection)
                 crash.point("alias.before_commit")
+            beacon.touch(self._settings.home)
             crash.point("alias.before_mirror")
             self._show_aliases(line)
         return moved
 
-    def archive(self, line: str, version: int, *, actor: str | None = None, reason: str = "") -> Version:
+    def drop_alias(
+        self,
+        line: str,
+        alias: str,
+        *,
+        actor: Actor,
+        reason: str,
+        state: str | None = None,
+        now: datetime | None = None,
+    ) -> bool:
+        """Let `challenger` point at nothing: its test ended. False when it did already.
+
+        Args:
+            state: what becomes of the version besides: `rolled_back` when the test ended by going back.
+
+        Raises:
+            Refused: code `not_allowed`, or `illegal_move` for a state that it cannot have.
+            ConfigError: another alias, which a move of the champion or of staging takes along; or no reason.
+        """
+        if alias != "challenger":
+            raise ConfigError(
+                f"only a challenger's name is taken away, but got {alias[:50]!r}",
+                code="bad_alias", where=line, cure="the other aliases follow registration, staging and promotion",
+            )  # fmt: skip
+        approvals.require_reason(reason, line)
+        access.require(
+            actor, "rollout" if access.may(actor, "rollout") else "roll_back", line=line, store=self.store, now=now
+        )
+        at = now or present()
+        with self.store.begin() as connection:
+            self.store.alone(connection)
+            held = self._held(line, connection)
+            if alias not in held:
+                return False
+            left = self.must(line, held[alias], connection)
+            back = state is not None and held.get("champion") != left.version
+            gone = [alias, *(_staged(left, held) if back else [])]
+            self._note_move(connection, left, {}, held, gone=gone, actor=actor.name, reason=reason, at=at)
+            if state is not None and back:
+                require_move(line, left.version, left.state, state)
+                self.store.set_version_state(connection, line, left.version, state)
+                approvals.void(self.store, connection, left, actor=actor.name, reason=f"{state}: {reason}", now=at)
+            crash.point("alias.before_commit")
+        self._tell(line, always=True)
+        return True
+
+    def check_promote(
+        self,
+        line: str,
+        version: int,
+        *,
+        actor: Actor,
+        evidence: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> None:
+        """Whether `promote` would go through at this moment; it raises what that would raise, and moves nothing.
+
+        Args:
+            evidence: as for `promote`; without it the basis is not asked.
+        """
+        access.require(actor, "promote", line=line, store=self.store, now=now)
+        at = now or present()
+        basis = None if evidence is None else moves.basis_of(evidence, line)
+        if basis == "override":
+            approvals.require_override(self.store, self.must(line, version), actor=actor, now=at)
+        with self.store.read() as connection:
+            wanted = self.must(line, version, connection)
+            if self._held(line, connection).get("champion") != version:
+                self._check_champion(connection, wanted, basis=basis, evidence=evidence or {}, at=at)
+
+    def promote(
+        self,
+        line: str,
+        version: int,
+        *,
+        actor: Actor,
+        reason: str,
+        evidence: Mapping[str, Any],
+        now: datetime | None = None,
+    ) -> Version:
+        """Make a version the champion: `champion` and `production` point at it together, the former one is `previous`.
+
+        Nothing happens when it is the champion already. The transaction waits for nobody but another one; MLflow shows it
+        afterwards.
+
+        Args:
+            evidence: on what it stands, for the ledger. It names one of `approval` (True), `test_id` (of a rollout that was
+                approved), `override` (a person's words), `policy` (`automatic` or `notify`: the line asks nobody). A version
+                for which an approval was asked needs one that counts, whatever else it stands on, unless an approver overrides.
+
+        Returns:
+            The version as it is now.
+
+        Raises:
+            NotFound: no such version.
+            Refused: code `not_allowed`, `no_report`, `no_basis`, `illegal_move`, `archived`, or what
+                `esteira.release.approvals.require` raises.
+            ConfigError: no reason was given.
+        """
+        approvals.require_reason(reason, line)
+        access.require(actor, "promote", line=line, store=self.store, now=now)
+        basis = moves.basis_of(evidence, line)
+        at = now or present()
+        wanted = self.must(line, version)
+        asked = approvals.find(self.store, wanted)
+        if basis == "override":
+            approvals.require_override(self.store, wanted, actor=actor, now=at)
+        elif asked is not None and asked.state == "approved":
+            # Reading a bundle takes a while, so it is done before anybody else has to wait.
+            approvals.sound(self, wanted, actor=actor, now=at)
+        with self.store.begin() as connection:
+            self.store.alone(connection)
+            wanted = self.must(line, version, connection)
+            held = self._held(line, connection)
+            if held.get("champion") != version:
+                given = self._check_champion(connection, wanted, basis=basis, evidence=evidence, at=at)
+                said = {**evidence, "basis": basis, "role": actor.role, "keyed": actor.keyed}
+                if given is not None:
+                    said |= {"approval_entry": given.ledger_seq, "approver": given.approver}
+                    approvals.use(self.store, connection, given)
+                else:
+                    approvals.void(
+                        self.store, connection, wanted, actor=actor.name, reason=f"overridden: {reason}", now=at
+                    )
+                self._to_champion(connection, wanted, held, actor=actor.name, reason=reason, at=at, said=said)
+            crash.point("promote.before_commit")
+        crash.point("promote.before_beacon")
+        beacon.touch(self._settings.home)
+        crash.point("promote.before_mirror")
+        self._show_soon(line)
+        promoted = self.get(line, version)
+        assert promoted is not None
+        return promoted
+
+    def roll_back(
+        self,
+        line: str,
+        *,
+        to: int | None = None,
+        actor: Actor,
+        reason: str,
+        evidence: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
+    ) -> RolledBack:
+        """Return to an earlier champion (H-37). The version that is left is `rolled_back`, and its approval is void.
+
+        It imports nothing heavy before its transaction is kept, and waits for no MLflow.
+
+        Args:
+            to: by default the last version that was production and was not itself rolled back, so that two roll backs reach
+                the version before the previous one.
+            evidence: more for the ledger.
+
+        Raises:
+            Refused: code `not_allowed`, `no_champion`, or what `esteira.registry.moves.target_of` raises.
+            ConfigError: no reason was given.
+        """
+        approvals.require_reason(reason, line)
+        access.require(actor, "roll_back", line=line, store=self.store, now=now)
+        at = now or present()
+        releases = Releases(self.store)
+        with self.store.begin() as connection:
+            self.store.alone(connection)
+            held = self._held(line, connection)
+            if "champion" not in held:
+                raise Refused(
+                    f"a roll back leaves a champion, but {line} has none",
+                    code="no_champion", where=line, cure=f"esteira release ls {line} shows what there is",
+                )  # fmt: skip
+            left = self.must(line, held["champion"], connection)
+
+            def version_of(number: int) -> Version | None:
+                return self.store.get_version(line, number, connection)
+
+            target = moves.target_of(line, left, to, releases.champions(connection, line), version_of)
+            require_move(line, left.version, left.state, State.ROLLED_BACK)
+            require_move(line, target.version, target.state, State.PRODUCTION)
+            entry = ledger.append(
+                self.store,
+                kind="rollback",
+                line=line,
+                version=target.version,
+                bundle_id=target.bundle_id,
+                actor=actor.name,
+                evidence={
+                    **(evidence or {}), "from": left.version, "to": target.version, "reason": reason, "role": actor.role,
+                    "keyed": actor.keyed,
+                },
+                now=at,
+                connection=connection,
+            )  # fmt: skip
+            self.store.set_version_state(connection, line, left.version, State.ROLLED_BACK.value)
+            self.store.set_version_state(connection, line, target.version, State.PRODUCTION.value)
+            releases.stamp_deployed(connection, line, target.version, at)
+            approvals.void(self.store, connection, left, actor=actor.name, reason=f"rolled back: {reason}", now=at)
+            approvals.void(
+                self.store, connection, target, actor=actor.name, reason="it serves again by a roll back", now=at
+            )
+            # What a further roll back would return to; a version that was rolled back is nobody's previous one.
+            before = moves.former_of(releases.champions(connection, line), target.version, version_of)
+            to_be = {"champion": target, "production": target, **({} if before is None else {"previous": before})}
+            gone = [*(["previous"] if before is None and "previous" in held else []), *_staged(left, held)]
+            self._note_move(connection, target, to_be, held, gone=gone, actor=actor.name, reason=reason, at=at)
+            crash.point("rollback.before_commit")
+        crash.point("rollback.before_beacon")
+        beacon.touch(self._settings.home)
+        crash.point("rollback.before_mirror")
+        self._show_soon(line, always=bool(gone))
+        return RolledBack(left.version, target.version, entry.seq)
+
+    def retire(self, line: str, version: int, *, actor: Actor, reason: str, now: datetime | None = None) -> Version:
+        """Put a version away, as `archive`, by who may; what was asked or given for it counts no more.
+
+        Raises:
+            Refused: code `not_allowed`, `unknown_version`, `deployed`.
+            ConfigError: no reason was given.
+        """
+        approvals.require_reason(reason, line)
+        access.require(actor, "retire", line=line, store=self.store, now=now)
+        return self.archive(line, version, actor=actor.name, reason=reason, now=now)
+
+    def archive(
+        self, line: str, version: int, *, actor: str | None = None, reason: str = "", now: datetime | None = None
+    ) -> Version:
         """Put a version away: it stays readable and can be fetched, but no alias may point at it any more.
 
         Raises:
             Refused: no such version, or it is deployed; code `unknown_version`, `deployed`.
         """
-        actor = actor or self._settings.actor
+        actor = actor or access.who(self._settings).name
+        at = now or present()
         with self._locked(f"archiving version {version} of {line}"):
             with self.store.begin() as connection:
                 self.store.alone(connection)
-                wanted = self._must(line, version, connection)
+                wanted = self.must(line, version, connection)
                 if wanted.archived_at is not None:
                     return wanted
                 held = [a.alias for a in self.store.list_aliases(line, connection=connection) if a.version == version]
@@ -309,13 +645,16 @@ class Registry:
                     bundle_id=wanted.bundle_id,
                     actor=actor,
                     evidence={"reason": reason, "aliases": held},
+                    now=at,
                     connection=connection,
                 )
+                approvals.void(self.store, connection, wanted, actor=actor, reason=f"retired: {reason}", now=at)
                 for alias in held:
                     self.store.drop_alias(connection, line, alias)
-                self.store.set_version_state(connection, line, version, "retired", archived_at=now())
-                archived = self._must(line, version, connection)
+                self.store.set_version_state(connection, line, version, State.RETIRED.value, archived_at=at)
+                archived = self.must(line, version, connection)
             if held:
+                beacon.touch(self._settings.home)
                 self._show_aliases(line, always=True)
         return archived
 
@@ -335,17 +674,6 @@ class Registry:
         from esteira.registry.mlflow_mirror import Mirror
 
         return Mirror(self._settings)
-
-    def _must(self, line: str, version: int, connection: "Connection | None" = None) -> Version:
-        found = self.store.get_version(line, version, connection)
-        if found is None:
-            raise Refused(
-                f"a version is known by its number, but {line} has no version {version}",
-                code="unknown_version",
-                where=line,
-                cure="see `esteira release ls` for what there is",
-            )
-        return found
 
     def _mirror_version(
         self,
@@ -424,15 +752,141 @@ class Registry:
                 break
         return self._mirror.versions(name) if start <= max(known, default=0) else shown
 
-    def _move(
-        self, connection: "Connection", version: Version, moves: Mapping[str, Version], *, actor: str, reason: str
+    def _held(self, line: str, connection: "Connection") -> dict[str, int]:
+        """Alias -> version, within a transaction."""
+        return {alias.alias: alias.version for alias in self.store.list_aliases(line, connection=connection)}
+
+    def _to_alias(
+        self,
+        connection: "Connection",
+        alias: str,
+        wanted: Version,
+        held: Mapping[str, int],
+        *,
+        actor: str,
+        reason: str,
+        at: datetime,
+    ) -> None:
+        """Move an alias that serves nobody: the rules of staging and of tests."""
+        line, number = wanted.line, wanted.version
+        if alias == "challenger":
+            if alias in held:
+                raise Refused(
+                    f"a line tests one challenger at a time, but version {held[alias]} is it",
+                    code="challenger_running",
+                    where=line,
+                    cure=f"wait until `esteira rollout status {line}` shows its end, or end it: esteira rollout rollback {line}",
+                )
+            if held.get("champion") == number:
+                raise Refused(
+                    f"a challenger is another version than the champion, but version {number} is that",
+                    code="same_version", where=line, cure="name another version",
+                )  # fmt: skip
+        self._note_move(connection, wanted, {alias: wanted}, held, actor=actor, reason=reason, at=at)
+        if alias != "staging" or wanted.state == State.PRODUCTION:
+            return
+        require_move(line, number, wanted.state, State.STAGING)
+        if (former := held.get("staging")) is not None:
+            moved_on = self.must(line, former, connection)
+            if moved_on.state == State.STAGING:
+                self.store.set_version_state(connection, line, former, State.VALIDATED.value)
+        self.store.set_version_state(connection, line, number, State.STAGING.value)
+
+    def _check_champion(
+        self,
+        connection: "Connection",
+        wanted: Version,
+        *,
+        basis: str | None,
+        evidence: Mapping[str, Any],
+        at: datetime,
+    ) -> Approval | None:
+        """What must hold before a version becomes the champion; gives the approval that it uses up.
+
+        Args:
+            basis: None where nobody is asked on what it stands.
+        """
+        line, number = wanted.line, wanted.version
+        _refuse_undeployable(wanted)
+        require_move(line, number, wanted.state, State.PRODUCTION)
+        releases = Releases(self.store)
+        if not moves.reported(releases.entries(connection, line, "verdict"), wanted):
+            raise Refused(
+                f"a version is promoted on a report whose every rule passed, but the ledger has none of version {number}",
+                code="no_report",
+                where=line,
+                cure=f"esteira run {line} judges and registers a version with its report",
+            )
+        if basis == "test_id":
+            self._refuse_unknown_test(connection, wanted, str(evidence["test_id"]))
+        asked = approvals.find(self.store, wanted, connection)
+        if basis == "override":
+            return None
+        if basis == "approval" or asked is not None:
+            return approvals.require(self.store, wanted, now=at, connection=connection)
+        return None
+
+    def _refuse_unknown_test(self, connection: "Connection", wanted: Version, test_id: str) -> None:
+        entries = Releases(self.store).entries(connection, wanted.line, "rollout", "traffic")
+        if any((one["version"], one["evidence"].get("test_id")) == (wanted.version, test_id) for one in entries):
+            return
+        raise Refused(
+            f"a promotion stands on a rollout of its version, but the ledger knows no rollout {test_id[:80]!r} of version"
+            f" {wanted.version}",
+            code="no_basis", where=wanted.line, cure=f"esteira rollout start {wanted.line}",
+        )  # fmt: skip
+
+    def _to_champion(
+        self,
+        connection: "Connection",
+        wanted: Version,
+        held: Mapping[str, int],
+        *,
+        actor: str,
+        reason: str,
+        at: datetime,
+        said: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Champion and production together; the former one becomes previous. Without `said` nobody was asked on what it stands."""
+        line = wanted.line
+        if said is None:
+            given = self._check_champion(connection, wanted, basis=None, evidence={}, at=at)
+            if given is not None:
+                approvals.use(self.store, connection, given)
+        to_be = {"champion": wanted, "production": wanted}
+        if "champion" in held:
+            former = self.must(line, held["champion"], connection)
+            to_be["previous"] = former
+            self.store.set_version_state(connection, line, former.version, State.RETIRED.value)
+        self._note_move(connection, wanted, to_be, held, actor=actor, reason=reason, at=at, said=said or {})
+        self.store.set_version_state(connection, line, wanted.version, State.PRODUCTION.value)
+        Releases(self.store).stamp_deployed(connection, line, wanted.version, at)
+
+    def _note_move(
+        self,
+        connection: "Connection",
+        version: Version,
+        to_be: Mapping[str, Version],
+        held: Mapping[str, int],
+        *,
+        actor: str,
+        reason: str,
+        at: datetime,
+        gone: Sequence[str] = (),
+        said: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Write the entry and the rows of an alias move; False when all of it is so already."""
-        at = {entry.alias: entry.version for entry in self.store.list_aliases(version.line, connection=connection)}
-        changed = {alias: to for alias, to in moves.items() if at.get(alias) != to.version}
-        if not changed:
+        """Write the entry and the rows of an alias move; False when all of it is so already.
+
+        Args:
+            to_be: alias -> where it points from now on; the first is what the entry is called by.
+            held: alias -> where they point so far.
+            gone: aliases that point at nothing from now on.
+        """
+        changed = {alias: to for alias, to in to_be.items() if held.get(alias) != to.version}
+        if not changed and not gone:
             return False
-        first = next(iter(moves))
+        first = next(iter([*to_be, *gone]))
+        after = {alias: to.version for alias, to in to_be.items()}
         entry = ledger.append(
             self.store,
             kind="alias",
@@ -441,12 +895,17 @@ class Registry:
             bundle_id=version.bundle_id,
             actor=actor,
             evidence={
+                **(said or {}),
                 "alias": first,
-                "from": at.get(first),
-                "to": version.version,
+                "from": held.get(first),
+                "to": after.get(first),
                 "reason": reason,
-                "moves": {alias: [at.get(alias), to.version] for alias, to in changed.items()},
+                "moves": {
+                    **{alias: [held.get(alias), to.version] for alias, to in changed.items()},
+                    **{alias: [held.get(alias), None] for alias in gone},
+                },
             },
+            now=at,
             connection=connection,
         )
         for alias, to in changed.items():
@@ -458,7 +917,25 @@ class Registry:
                 bundle_id=to.bundle_id,
                 ledger_seq=entry.seq,
             )
+        for alias in gone:
+            self.store.drop_alias(connection, version.line, alias)
         return True
+
+    def _tell(self, line: str, *, always: bool = False) -> None:
+        """After a move was kept: followers first, MLflow then."""
+        beacon.touch(self._settings.home)
+        crash.point("alias.before_mirror")
+        self._show_soon(line, always=always)
+
+    def _show_soon(self, line: str, *, always: bool = False) -> None:
+        """Make MLflow show a move that holds already; whoever writes to it now, and whatever it says, the move is no less so."""
+        try:
+            with self._locked(f"showing the aliases of {line}"):
+                self._show_aliases(line, always=always)
+        except Refused as error:
+            if error.code != "locked":
+                raise
+            _log.warning("MLflow does not show the aliases of %s yet: %s", line, error.message)
 
     def _show_aliases(self, line: str, *, always: bool = False) -> None:
         """Make MLflow show the store's aliases of a line. The store counts, so a failure is told and left for the next time."""
@@ -478,6 +955,11 @@ class Registry:
 def _pointer(name: str, number: int) -> dict[str, str]:
     """Tags by which a run in MLflow, whose children are the trials, names the version that the best of them became."""
     return {"version": str(number), "best_model_id": f"models:/{name}/{number}"}
+
+
+def _staged(version: Version, held: Mapping[str, int]) -> list[str]:
+    """The alias that a version loses when it is rolled back: staging is where it comes back by, if a person takes it up."""
+    return ["staging"] if held.get("staging") == version.version else []
 
 
 def _known(alias: str) -> str:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
+from esteira.rollout.sums import ArmName
+
 
 @dataclass(frozen=True)
 class Record:
@@ -99,12 +101,14 @@ class Dataset(Record):
 
 @dataclass(frozen=True)
 class Version(Record):
-    """A registered version of a line; all but `state` and `archived_at` never changes.
+    """A registered version of a line; all but `state` and the two times of it never changes.
 
     Attributes:
         uri: of the bundle folder, `file://` or `s3://`.
         run_id, mlflow_run_id: the run that made it, in the platform store and in MLflow.
         data_hash: SHA-256 of the bytes it was trained on.
+        deployed_at: when it last became the champion; null before the first time.
+        model_type, algorithm, framework: what it is (K-05); null for what was registered before they were kept.
     """
 
     line: str
@@ -122,6 +126,10 @@ class Version(Record):
     state: str
     archived_at: datetime | None
     created_at: datetime
+    deployed_at: datetime | None = None
+    model_type: str | None = None
+    algorithm: str | None = None
+    framework: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,35 @@ class Alias(Record):
     ledger_seq: int
     moved_at: datetime
     mirrored: bool
+
+
+@dataclass(frozen=True)
+class Approval(Record):
+    """That a version may go to production: asked for, given, used or void (S-40).
+
+    Attributes:
+        bundle_id: what it is about; it counts for nothing else.
+        state: `requested`, `approved`, `used` or `void`. One that expired stays `approved`.
+        hours: how long an approval counts.
+        policy: how the line is to be released, as it stood when it was asked for.
+        approver: name of the key that approved.
+        reason: of the last decision.
+        ledger_seq: of its entry.
+    """
+
+    line: str
+    version: int
+    bundle_id: str
+    state: str
+    requested_by: str
+    requested_at: datetime
+    hours: float
+    policy: dict[str, Any]
+    approver: str | None
+    approved_at: datetime | None
+    expires_at: datetime | None
+    reason: str
+    ledger_seq: int
 
 
 @dataclass(frozen=True)
@@ -189,3 +226,31 @@ class BatchJob(Record):
     tries: int
     owner: str | None
     beat_at: datetime | None
+
+
+@dataclass(frozen=True)
+class RolloutUnit(Record):
+    """One answer of a rollout, whose truth may still come (H-41).
+
+    Attributes:
+        row_index: of the request, from 0.
+        unit: `esteira.store.rollouts.unit_key` of what the share was decided by.
+        arm: `candidate` or `control`: who answered. A unit of the candidate that the champion answered is not kept.
+        stage: of the rollout when it was answered.
+        version: that answered.
+        answer: what was predicted, and no more of it than an outcome needs.
+        outcome: in [0, 1]; null until the truth came, at `labelled_at`.
+    """
+
+    test_id: str
+    request_id: str
+    row_index: int
+    line: str
+    unit: str
+    arm: ArmName
+    stage: int
+    version: int | None
+    answer: dict[str, Any]
+    at: datetime
+    outcome: float | None = None
+    labelled_at: datetime | None = None

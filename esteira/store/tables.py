@@ -14,6 +14,8 @@ RUN_STATES = ("running", "released", "awaiting_approval", "held", "failed")
 STEP_STATES = ("ran", "reused", "failed")
 VERSION_STATES = ("training", "validated", "staging", "production", "retired", "failed", "rolled_back")
 BATCH_STATES = ("queued", "running", "done", "failed", "cancelled")
+ARMS = ("candidate", "control")
+APPROVAL_STATES = ("requested", "approved", "used", "void")
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -178,6 +180,11 @@ versions = _table(
     sa.Column("state", sa.String(32), nullable=False),
     sa.Column("archived_at", UtcTime),
     sa.Column("created_at", UtcTime, nullable=False),
+    # K-53: when it last became the champion; null before the first time. K-05: what it is.
+    sa.Column("deployed_at", UtcTime),
+    sa.Column("model_type", sa.String(100)),
+    sa.Column("algorithm", sa.String(100)),
+    sa.Column("framework", sa.String(100)),
     _one_of("state", VERSION_STATES),
 )
 
@@ -196,6 +203,31 @@ aliases = _table(
         ["tenant_id", "line", "version"],
         ["versions.tenant_id", "versions.line", "versions.version"],
         name="fk_version",
+    ),
+)
+
+# S-40: one row a version; the ledger keeps all that was ever asked and decided.
+approvals = _table(
+    "approvals",
+    _tenant(),
+    sa.Column("line", sa.String(200), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("bundle_id", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("requested_by", sa.String(200), nullable=False),
+    sa.Column("requested_at", UtcTime, nullable=False),
+    sa.Column("hours", sa.Float, nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False),
+    sa.Column("approver", sa.String(200)),
+    sa.Column("approved_at", UtcTime),
+    sa.Column("expires_at", UtcTime),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("ledger_seq", sa.BigInteger, nullable=False),
+    _one_of("state", APPROVAL_STATES),
+    sa.ForeignKeyConstraint(
+        ["tenant_id", "line", "version"],
+        ["versions.tenant_id", "versions.line", "versions.version"],
+        name="fk_approved_version",
     ),
 )
 
@@ -243,4 +275,39 @@ batch_jobs = _table(
     _one_of("state", BATCH_STATES),
     sa.Index("ix_batch_jobs_state", "tenant_id", "state", "queued_at"),
     sa.Index("ix_batch_jobs_created", "tenant_id", "created_at"),
+)
+
+# H-41. Each writer adds to a row of its own, so that one that dies takes nothing with it and none is counted twice.
+rollout_sums = _table(
+    "rollout_sums",
+    _tenant(),
+    sa.Column("test_id", sa.String(200), primary_key=True),
+    sa.Column("stage", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("arm", sa.String(16), primary_key=True),
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("sums", sa.JSON, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+    _one_of("arm", ARMS),
+)
+
+# Answers of a rollout whose truth may still come: what was predicted, and nothing of the row. `unit` is the start of a hash.
+rollout_units = _table(
+    "rollout_units",
+    _tenant(),
+    sa.Column("test_id", sa.String(200), primary_key=True),
+    sa.Column("request_id", sa.String(128), primary_key=True),
+    sa.Column("row_index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("line", sa.String(200), nullable=False),
+    sa.Column("unit", sa.String(16), nullable=False),
+    sa.Column("arm", sa.String(16), nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("outcome", sa.Float),
+    sa.Column("labelled_at", UtcTime),
+    _one_of("arm", ARMS),
+    sa.Index("ix_rollout_units_request", "tenant_id", "request_id", "row_index"),
+    sa.Index("ix_rollout_units_unit", "tenant_id", "unit", "at"),
+    sa.Index("ix_rollout_units_at", "tenant_id", "at"),
 )

@@ -116,6 +116,9 @@ class Tabular:
     deterministic: bool = True
     params: type[BaseModel] = field(default=Params)
     row_rules: None = None
+    # A table may be anybody's first: it is released at once, where nobody may be serving yet. A line may say otherwise.
+    approval_mode: Literal["required", "notify", "automatic"] = "automatic"
+    rollout: Literal["staged", "direct"] = "direct"
 
     def sample(self) -> Sample:
         """Deliveries of a small parcel service, made up (see sample.py); rows without the label `late`."""
@@ -237,11 +240,11 @@ class Tabular:
 
         return metrics.scores(truths, answers)
 
-    def outcome(self, truth: Any, answer: Answer) -> float:
-        """1 for the right class, else 0; for regression how near, within a declared tolerance."""
+    def outcome(self, truth: Any, answer: Answer, *, manifest: Mapping[str, Any] | None = None) -> float:
+        """1 for the right class, else 0; for regression how near, by the manifest's interval or a declared tolerance."""
         from families.tabular import metrics
 
-        return metrics.outcome(truth, answer)
+        return metrics.outcome(truth, answer, manifest=manifest)
 
 
 def _framed(rows: Any) -> "pd.DataFrame":

@@ -1,0 +1,1 @@
+"""Policies of a rollout on the same simulated traffic, ours beside fixed thresholds: `python -m benchmarks.rollout.operating`."""

@@ -1,0 +1,107 @@
+"""`esteira keys`: who may do what. A key is printed once, when it is made; what is kept is its hash."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from esteira.cli import emit, say
+
+if TYPE_CHECKING:
+    from esteira.access import Actor
+    from esteira.settings import Settings
+    from esteira.store import Store
+
+
+def _open() -> "tuple[Settings, Store, Actor]":
+    from esteira import access
+    from esteira.settings import load_settings
+    from esteira.store import Store
+
+    settings = load_settings()
+    return settings, Store.open(settings.database_url, settings.tenant), access.who(settings)
+
+
+@click.group()
+def keys() -> None:
+    """Keys by name, with a role each: viewer, data_scientist, approver, admin. The first one is an admin's.
+
+    Whoever acts sets ESTEIRA_KEY; from the first key on, approving, promoting, retiring and rolling back take one that may.
+
+    \b
+    Example:
+      export ESTEIRA_KEY=$(esteira keys add ana --role admin)
+      esteira keys add bob --role approver
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--role", required=True, help="viewer, data_scientist, approver or admin.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def add(name: str, role: str, as_json: bool) -> None:
+    """Make a key and print it, this once.
+
+    \b
+    Example:
+      esteira keys add bob --role approver
+    """
+    from datetime import UTC, datetime
+
+    from esteira import access
+
+    settings, store, actor = _open()
+    now = datetime.now(UTC)
+    access.require(actor, "keys", line=access.EVERY_LINE, store=store, now=now)
+    key = access.add(settings.home, name, role, now=now)
+    access.note(store, actor, "added", name, role, now=now)
+    if as_json:
+        emit({"name": name, "role": role, "key": key})
+        return
+    click.echo(key)
+    say(f"{name} ({role}) sets ESTEIRA_KEY to it; it is shown only now")
+
+
+@keys.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def ls(as_json: bool) -> None:
+    """List names and roles, revoked ones too; the keys themselves are not kept.
+
+    \b
+    Example:
+      esteira keys ls
+    """
+    from esteira import access
+    from esteira.settings import load_settings
+
+    found = [key.public() for key in access.listed(load_settings().home)]
+    if as_json:
+        emit({"keys": found})
+    elif not found:
+        say("no key yet: `esteira keys add NAME --role admin` makes the first")
+    else:
+        for key in found:
+            say(f"{key['name']:<24} {key['role']:<16} since {key['created_at']}" + (
+                f", revoked {key['revoked_at']}" if key["revoked_at"] else ""
+            ))  # fmt: skip
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def revoke(name: str, as_json: bool) -> None:
+    """Let a key open nothing from now on.
+
+    \b
+    Example:
+      esteira keys revoke bob
+    """
+    from datetime import UTC, datetime
+
+    from esteira import access
+
+    settings, store, actor = _open()
+    now = datetime.now(UTC)
+    access.require(actor, "keys", line=access.EVERY_LINE, store=store, now=now)
+    key = access.revoke(settings.home, name, now=now)
+    access.note(store, actor, "revoked", name, key.role, now=now)
+    emit(key.public()) if as_json else say(f"{name}'s key opens nothing any more")

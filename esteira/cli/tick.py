@@ -1,0 +1,107 @@
+"""`esteira tick`: looks at every line's rollout, once or again and again; one leader at a time."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from esteira.cli import emit, say
+
+if TYPE_CHECKING:
+    from esteira.settings import Settings
+
+_log = logging.getLogger("esteira.tick")
+
+
+@click.command()
+@click.option(
+    "--every", type=click.FloatRange(1, 86_400), metavar="SECONDS",
+    help="Go on until told to stop (Ctrl-C, TERM), a look every so many seconds; 60 keeps H-44, 300 is the most of H-50.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document a look.")
+def tick(every: float | None, as_json: bool) -> int:
+    """Look at the rollouts of all lines and do what their policies say; from cron, or as a loop of its own.
+
+    Safe to kill and to start again. A second one beside it is refused.
+
+    \b
+    Example:
+      esteira tick
+      esteira tick --every 60
+    """
+    import signal
+
+    from esteira import locks
+    from esteira.console import interruptible
+    from esteira.settings import load_settings
+
+    settings = load_settings()
+    with locks.hold(settings.home, "tick", what="looking at the rollouts"):
+        if every is None:
+            found = looks(settings)
+            _tell(found, as_json)
+            return 1 if any("error" in one for one in found) else 0
+        stops = (signal.SIGINT, signal.SIGTERM)
+        with interruptible("stopping after this look", numbers=stops) as stopped:
+            while not stopped():
+                began = time.monotonic()
+                _tell(looks(settings), as_json)
+                while not stopped() and time.monotonic() - began < every:
+                    time.sleep(min(0.2, every))
+    return 0
+
+
+def looks(settings: "Settings") -> list[dict[str, Any]]:
+    """One look at each line that has a rollout. A line whose look fails is told with its error; the others go on."""
+    from datetime import UTC, datetime
+
+    from esteira.errors import EsteiraError
+    from esteira.rollout import engine, files
+
+    lines = files.lines(settings.home)
+    if not lines:
+        return []
+    from esteira.registry import Registry
+
+    registry = Registry(settings)
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            decision = engine.tick(line, settings=settings, now=datetime.now(UTC), registry=registry)
+        except EsteiraError as error:
+            found.append({"line": line, "error": error.to_dict()})
+            continue
+        except Exception as error:  # noqa: BLE001 - a fault in one line's look must not stop the others'
+            _log.exception("the look at %s failed", line)
+            letter = {"code": "internal", "message": f"{type(error).__name__}: {str(error)[:300]}", "where": line}
+            found.append(
+                {"line": line, "error": {**letter, "cure": "a fault of ours; esteira rollout tick LINE --debug"}}
+            )
+            continue
+        if decision is not None:
+            state = decision.state
+            found.append(
+                {
+                    "line": line,
+                    "action": decision.action,
+                    "status": state.status,
+                    "percent": state.percent,
+                    "verdict": str(decision.outcome),
+                    "reason": decision.reason,
+                    "alert": state.alert,
+                }
+            )
+    return found
+
+
+def _tell(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        emit({"lines": found})
+        return
+    for one in found:
+        if "error" in one:
+            say(click.style("error: ", fg="red", bold=True) + f"{one['line']}: {one['error']['message']}")
+        else:
+            alert = f"; alert: {one['alert']}" if one["alert"] else ""
+            say(f"{one['line']}: {one['action']}, {one['status']} at {one['percent']:g} %: {one['reason']}{alert}")

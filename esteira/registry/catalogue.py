@@ -1,0 +1,146 @@
+"""Versions as the outside may see them (K-54, H-36): an id that tells nothing, every system's word for the state, no storage path."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from esteira.errors import ConfigError
+from esteira.family import Line
+from esteira.release import lifecycle
+from esteira.release.lifecycle import State
+from esteira.store.records import Version
+
+MOST = 1000
+"""Versions on one page."""
+
+_NAMESPACE = uuid.UUID("8f2d4b0a-6d0e-5c1b-9a57-3c7b0f6f2f11")
+_TYPES: Mapping[str, str] = {"binary": "classification", "multiclass": "classification"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A part of a list.
+
+    Attributes:
+        total: how many there are in all.
+        models: documents of `public`.
+    """
+
+    total: int
+    limit: int
+    offset: int
+    models: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"total": self.total, "limit": self.limit, "offset": self.offset, "models": list(self.models)}
+
+
+def model_id(tenant: str, line: str, version: int) -> str:
+    """The id of a version: a UUID that another tenant's version of the same line and number does not have."""
+    return str(uuid.uuid5(_NAMESPACE, f"{tenant}\0{line}\0{version}"))
+
+
+def public(
+    version: Version, *, tenant: str, aliases: Mapping[str, int], now: datetime, whole: bool = False
+) -> dict[str, Any]:
+    """A version without the address of its artefact.
+
+    Args:
+        aliases: of its line.
+        whole: with what was asked of its training.
+    """
+    document: dict[str, Any] = {
+        "id": model_id(tenant, version.line, version.version),
+        "line": version.line,
+        "family": Line.parse(version.line).family,
+        "version": version.version,
+        "bundle_id": version.bundle_id,
+        "type": version.model_type,
+        "algorithm": version.algorithm,
+        "framework": version.framework,
+        "state": version.state,
+        "words": {system: lifecycle.word(system, version.state) for system in lifecycle.WORDS},
+        "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
+        "metrics": version.metrics,
+        "data_hash": version.data_hash,
+        "code_revision": version.code_revision,
+        "run_id": version.run_id,
+        "created_by": version.actor,
+        "created_at": version.created_at.isoformat(),
+        "deployed_at": None if version.deployed_at is None else version.deployed_at.isoformat(),
+        "archived_at": None if version.archived_at is None else version.archived_at.isoformat(),
+        "age_seconds": max(0, round((now - version.created_at).total_seconds())),
+    }
+    return {**document, "params": version.params} if whole else document
+
+
+def states(text: str | None) -> frozenset[str] | None:
+    """The states that a filter means, in our words or those of a system that this one replaces; None for no filter.
+
+    Raises:
+        ConfigError: it is nobody's word for a state.
+    """
+    if text is None:
+        return None
+    found = lifecycle.states_of(text)
+    if not found:
+        raise ConfigError(
+            f"a state is one of {', '.join(State)}, or a system's word for one, but got {text[:50]!r}",
+            code="unknown_state", where="--state", cure="take one of these",
+        )  # fmt: skip
+    return found
+
+
+def require_page(limit: int, offset: int) -> None:
+    """Refuse a page that is none.
+
+    Raises:
+        ConfigError: the limit is not in 1 to 1000, or the offset is negative.
+    """
+    if 1 <= limit <= MOST and offset >= 0:
+        return
+    raise ConfigError(
+        f"a page has 1 to {MOST} entries and begins at 0 or later, but limit is {limit} and offset {offset}",
+        code="bad_page", where="--limit, --offset", cure="for example --limit 50 --offset 100",
+    )  # fmt: skip
+
+
+def kind_of(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """`model_type`, `algorithm` and `framework` (K-05), as far as a bundle says them."""
+    from esteira.automl.kinds import LIBRARIES
+
+    model = manifest.get("model")
+    algorithm = str((model.get("kind") if isinstance(model, Mapping) else None) or manifest.get("method") or "")
+    task = str(manifest.get("task") or "")
+    # A blend is of several libraries' models; what they have in common is the graph.
+    library = {**LIBRARIES, "constant": "numpy", "blend": "onnx"}.get(algorithm, "")
+    framework = {"sklearn": "scikit-learn", "threadpoolctl": "numpy"}.get(library, library)
+    found = {"model_type": _TYPES.get(task, task), "algorithm": algorithm, "framework": framework}
+    return {name: text[:100] or None for name, text in found.items()}
+
+
+def window_of(manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Date column -> first and last date of the rows that a bundle learned its contract from (H-34); empty without dates."""
+    schema = manifest.get("schema")
+    columns: Any = schema.get("columns") if isinstance(schema, Mapping) else None
+    dates: Iterable[Any] = columns if isinstance(columns, Sequence) and not isinstance(columns, str) else ()
+    return {
+        str(column["name"]): [column.get("minimum"), column.get("maximum")]
+        for column in dates
+        if isinstance(column, Mapping) and column.get("kind") == "date" and "name" in column
+    }
+
+
+def record_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a registration writes down of a bundle besides where it came from (H-34): the version of its features, and their window."""
+    from hashlib import sha256
+
+    from esteira.ledger import canonical
+
+    schema = manifest.get("schema")
+    version = schema.get("version", 1) if isinstance(schema, Mapping) else None
+    told = None if schema is None else {"version": version, "sha256": sha256(canonical(schema)).hexdigest()}
+    return {"schema": told, "data_window": window_of(manifest)}

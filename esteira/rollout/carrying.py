@@ -1,0 +1,544 @@
+"""Carries out what was decided of a rollout, so that a kill anywhere leaves what the next look finishes. It decides nothing.
+
+A move is prepared in a file, recorded in the ledger, shown to what splits the traffic, and then is the state; last come the
+aliases. The ledger entry is what makes it count: a move without one did not happen, a move with one is finished by whoever
+comes next. No candidate gets traffic before the ledger says so; taking traffic away never waits for anything.
+"""
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from esteira import crash, ledger, locks
+from esteira.access import ENGINE, Actor, may
+from esteira.errors import EsteiraError, OutsideError
+from esteira.family import Line
+from esteira.gate import Result
+from esteira.registry import Registry
+from esteira.release.lifecycle import legal
+from esteira.rollout import files, targets
+from esteira.rollout import split as splits
+from esteira.rollout.split import Split, side_dict
+from esteira.rollout.state import Rollout
+from esteira.settings import Settings
+from esteira.store import Store
+
+LIVE = frozenset({"running", "paused"})
+COOL_DOWN = timedelta(hours=24)
+"""H-44: after a rollback the same candidate does not come again before."""
+PROMOTED = "champion"
+"""The history's word for: the registry made the candidate the champion."""
+ENGINE_ALERTS = frozenset({"target", "registry", "sums", "ledger", "state"})
+"""What an alert of the engine begins with, before a colon; a policy's begins with something else."""
+
+_TOLERANCE = 0.5  # percent; a proxy's weights are whole numbers
+_RETRY = timedelta(minutes=10)  # between two tries to give traffic that could not be given
+_WAITS = (0.1, 0.4)  # seconds before the second try and the third
+_PASSING = frozenset({"target", "registry", "ledger"})
+_AND = " | "
+
+_log = logging.getLogger("esteira.rollout")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a rollout of one line is carried out with, at one moment.
+
+    Attributes:
+        now: aware.
+        actor: whose name the ledger gets.
+    """
+
+    line: str
+    settings: Settings
+    registry: Registry
+    target: targets.Target
+    now: datetime
+    actor: Actor
+
+    @property
+    def home(self) -> Path:
+        """`$ESTEIRA_HOME`."""
+        return self.settings.home
+
+    @property
+    def store(self) -> Store:
+        """The platform store."""
+        return self.registry.store
+
+    @property
+    def outside(self) -> bool:
+        """Whether something before the service splits the traffic."""
+        return self.target.name != "in-process"
+
+
+@contextlib.contextmanager
+def opened(
+    line: str, *, settings: Settings, now: datetime, actor: Actor, what: str, wait: float = 0.0,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> Iterator[Runtime]:  # fmt: skip
+    """A line's rollout, to be changed by nobody else while the block runs.
+
+    Args:
+        what: is being done, in words, for whoever finds it locked.
+        wait: seconds to wait for another.
+        target: what splits the traffic; the settings' by default.
+        registry: an open one to use.
+
+    Raises:
+        Refused: code `locked`.
+        ConfigError: there is no such line's name, or no such target.
+    """
+    Line.parse(line)
+    if now.tzinfo is None:
+        raise ValueError("the time of a rollout says its zone")
+    chosen = target or targets.make(settings, line)
+    with locks.hold(settings.home, f"rollout {line}", what=what, wait=wait):
+        yield Runtime(line, settings, registry or Registry(settings), chosen, now, actor)
+
+
+def carry_out(
+    run: Runtime, before: Rollout | None, after: Rollout, *, action: str, reason: str, findings: Sequence[Result] = ()
+) -> Rollout:
+    """Bring a rollout from one state to another: ledger, traffic, state.
+
+    Traffic that cannot be given is not given: the state stays what it was, with an alert, and the ledger says so too.
+    Traffic that cannot be taken away is taken away at the next look that can; the state has an alert until then.
+
+    Args:
+        before: the state as it is; None or one of another test where this one begins.
+        action: the word for it in the ledger's entry of the traffic.
+
+    Returns:
+        The state as it is now.
+
+    Raises:
+        OutsideError: the store cannot be written, or a rollout cannot begin since its traffic cannot be given.
+    """
+    move = secrets.token_hex(8)
+    files.prepare(run.home, after, move)
+    crash.point("rollout.before_record")
+    told = entries(before, after, action=action, reason=reason, findings=findings, move=move, at=run.now)
+    late = ""
+    try:
+        append(run, after, told)
+    except OutsideError as error:
+        if after.percent >= _percent(before, after):
+            raise
+        # The database is away, and a bad candidate must not wait for it: the next look that can writes the entry.
+        late = f"ledger: {error.message}"
+    crash.point("rollout.before_shift")
+    return _finish(run, before, after, late=late)
+
+
+def recover(run: Runtime) -> Rollout | None:
+    """The state of the line's rollout, after finishing what somebody else's end left half done; None without a rollout.
+
+    Raises:
+        Refused: code `bad_rollout_state`.
+    """
+    state = files.load(run.home, run.line)
+    found = files.prepared(run.home, run.line)
+    if found is None:
+        return state
+    move, after = found
+    recorded = any(entry.evidence.get("move") == move for entry in ledger.log(run.store, run.line, limit=None))
+    if not recorded:
+        files.discard(run.home, run.line)
+        return state
+    _log.warning("%s: a move that was cut off is finished: %s at %g %%", run.line, after.status, after.percent)
+    if (
+        state is not None
+        and state.test_id == after.test_id
+        and state.status == after.status
+        and state.status not in LIVE
+    ):
+        # Only its preparation was left over.
+        files.discard(run.home, run.line)
+        return state
+    try:
+        return _finish(run, state, after)
+    except OutsideError:
+        return files.load(run.home, run.line)
+
+
+def reconcile(run: Runtime, state: Rollout) -> str:
+    """Make what splits the traffic do what the state says, and the ledger say what is so.
+
+    Returns:
+        Why it does not, as an alert; empty when all is well.
+    """
+    wanted, share = state.percent, run.target.share()
+    if share is None:
+        return f"target: {run.target.name} cannot be read, so nobody knows whether the candidate takes its {wanted:g} %"
+    expected = split_of(run, state) if wanted > 0 else None
+    last = recorded_traffic(run, state)
+    said = float(last["to"]) if last else 0.0
+    in_place = splits.read(splits.path(run.home, run.line)) == expected
+    if _close(share, wanted) and in_place:
+        if not _close(said, wanted):
+            _note_late(run, state, said)
+        return ""
+    if share > wanted + _TOLERANCE:
+        why = shift(run, expected)
+        if not why:
+            _note_traffic(run, state, share, wanted, "restore", f"{run.target.name} gave the candidate {share:g} %")
+        elif not _close(said, share):
+            _note_traffic(run, state, said, share, "hold", why)
+        return why
+    if soon := too_soon(run, state):
+        return soon
+    if not (_close(share, wanted) and _close(said, wanted)):
+        _note_traffic(run, state, share, wanted, "restore", f"{run.target.name} gave the candidate {share:g} %")
+    why = shift(run, expected)
+    if why:
+        _note_traffic(run, state, wanted, share, "hold", why)
+    return why
+
+
+def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
+    """Bring traffic and aliases of an ended rollout to where its end says; as much as can be done now.
+
+    An approved candidate becomes the champion, and once the champion's own service had time to load it, takes its traffic
+    as champion. Of any other end all traffic is taken from the candidate. Then it is the challenger no more.
+
+    Args:
+        at_once: the champion's service gets its traffic now, whether or not it had its time: something is wrong with the candidate.
+
+    Returns:
+        The state, saved, with an alert for what could not be done.
+    """
+    try:
+        why, done = _settled(run, state, at_once)
+    except OutsideError as error:
+        why, done = f"ledger: {error.message}", state
+    after = replace(done, alert=joined(why, own_alert(done.alert, of=_PASSING) or end_alert(done)))
+    if after != state:
+        if after.alert and after.alert != state.alert:
+            _log.error("%s: %s", run.line, after.alert)
+        files.save(run.home, after)
+    return after
+
+
+def promoted_at(state: Rollout) -> datetime | None:
+    """When the registry made the candidate the champion; None before."""
+    for entry in reversed(state.history):
+        if entry.get("action") == PROMOTED:
+            return datetime.fromisoformat(entry["at"])
+    return None
+
+
+def shift(run: Runtime, split: Split | None) -> str:
+    """Show a split to what serves and to what splits the traffic, with three tries.
+
+    Returns:
+        Why it could not be done, as an alert; empty when it was.
+    """
+    why = ""
+    for wait in (0.0, *_WAITS):
+        time.sleep(wait)
+        try:
+            _show(run, split)
+            return ""
+        except OutsideError as error:
+            why = f"target: {error.message}"
+        except EsteiraError as error:
+            return f"target: {error.message}"
+    return why
+
+
+def split_of(run: Runtime, state: Rollout) -> Split:
+    """The split that a state asks for."""
+    options: dict[str, Any] = {}
+    if state.policy == "flags":
+        from esteira.rollout.flags import split_options
+
+        options = dict(split_options(state))
+    if run.outside:
+        options["outside"] = True
+    return Split(
+        test_id=state.test_id, salt=state.salt, percent=state.percent, stage=state.stage, champion=state.champion,
+        challenger=state.challenger, options=options,
+    )  # fmt: skip
+
+
+def entries(
+    before: Rollout | None, after: Rollout, *, action: str, reason: str, findings: Sequence[Result], move: str, at: datetime
+) -> list[tuple[str, dict[str, Any]]]:  # fmt: skip
+    """What the ledger is told of a move: kind and evidence, in order. Pure."""
+    common = {
+        "test_id": after.test_id,
+        "reason": reason,
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+        "stage": after.stage,
+        "at": at.isoformat(),
+        "move": move,
+    }
+    found: list[tuple[str, dict[str, Any]]] = []
+    if before is None or before.test_id != after.test_id:
+        plan = {"policy": after.policy, "options": dict(after.options), "champion": side_dict(after.champion)}
+        found.append(("rollout", {**common, **plan, "action": "started", "challenger": side_dict(after.challenger)}))
+    elif before.status != after.status:
+        word = {"paused": "paused", "running": "resumed"}.get(after.status, "ended")
+        until = None if after.cooldown_until is None else after.cooldown_until.isoformat()
+        found.append(("rollout", {**common, "action": word, "status": after.status, "cooldown_until": until}))
+    old = _percent(before, after)
+    if old != after.percent:
+        found.append(("traffic", {**common, **traffic(after, old, after.percent), "action": action}))
+    return found
+
+
+def traffic(state: Rollout, old: float, new: float) -> dict[str, Any]:
+    """The shares of an entry: every version that takes traffic, together 1."""
+    share = round(new / 100, 6)
+    both = ((state.champion, round(1 - share, 6)), (state.challenger, share))
+    return {"from": old, "to": new, "shares": [{**side_dict(side), "share": part} for side, part in both if part > 0]}
+
+
+def note(run: Runtime, state: Rollout, action: str, reason: str, findings: Sequence[Result] = ()) -> None:
+    """Tell the ledger of a rollout what moves nothing."""
+    evidence = {
+        "test_id": state.test_id,
+        "action": action,
+        "reason": reason,
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+        "at": run.now.isoformat(),
+    }
+    append(run, state, [("rollout", evidence)])
+
+
+def recorded_traffic(run: Runtime, state: Rollout) -> Mapping[str, Any] | None:
+    """The evidence of this test's last entry of the traffic; None when there is none."""
+    for limit in (100, None):
+        for entry in reversed(ledger.log(run.store, run.line, limit=limit)):
+            if entry.kind == "traffic" and entry.evidence.get("test_id") == state.test_id:
+                return entry.evidence
+    return None
+
+
+def too_soon(run: Runtime, state: Rollout) -> str:
+    """Why more traffic is not given at this look: it could not be a few minutes ago. Empty when it may be tried."""
+    last = recorded_traffic(run, state)
+    held = last is not None and last["action"] == "hold" and timedelta(0) <= run.now - _at(last) < _RETRY
+    return str(last["reason"]) if last is not None and held else ""
+
+
+def end_alert(state: Rollout) -> str:
+    """What a person should know of an end: why a candidate was turned down."""
+    if state.status in LIVE or state.status == "approved":
+        return ""
+    none: Mapping[str, Any] = {}
+    last = next((entry for entry in reversed(state.history) if entry.get("to") == 0), none)
+    return f"{state.status}: {last.get('reason') or 'see the ledger'}"
+
+
+def new_alert(before: str, after: str) -> bool:
+    """Whether an alert tells what the one before did not: another fault of the engine's, or a first word of the policy. Pure."""
+    kind, own = alert_kind(after), own_alert(after)
+    fault = kind in ENGINE_ALERTS and kind != alert_kind(before)
+    return fault or bool(own and not own_alert(before))
+
+
+def alert_kind(alert: str) -> str:
+    """What stands before the first colon: alerts of one kind say the same thing with other numbers."""
+    return alert.partition(":")[0] if alert else ""
+
+
+def own_alert(alert: str, *, of: frozenset[str] = ENGINE_ALERTS) -> str:
+    """What is left of an alert without the part that is found anew at every look."""
+    return alert.partition(_AND)[2] if alert_kind(alert) in of else alert
+
+
+def joined(why: str, alert: str) -> str:
+    """Both alerts, that of the engine first, so that `own_alert` finds the other again."""
+    return f"{why}{_AND}{alert}" if why and alert else why or alert
+
+
+def _finish(run: Runtime, before: Rollout | None, after: Rollout, *, late: str = "") -> Rollout:
+    """What comes after the entry: traffic, state, aliases."""
+    same = before is not None and before.test_id == after.test_id
+    old = _percent(before, after)
+    moved = old != after.percent
+    expected = split_of(run, after) if after.percent > 0 else None
+    why = shift(run, expected) if moved else ""
+    if why and after.percent > old:
+        return _give_up(run, before if same else None, after, why)
+    crash.point("rollout.before_state")
+    after = replace(after, alert=joined(late or why, after.alert or end_alert(after)))
+    files.commit(run.home, after)
+    crash.point("rollout.before_registry")
+    return after if after.status in LIVE else settle(run, after)
+
+
+def _give_up(run: Runtime, before: Rollout | None, after: Rollout, why: str) -> Rollout:
+    """Traffic could not be given: back to what was, in the ledger and in the state."""
+    if before is not None:
+        _note_traffic(run, before, after.percent, before.percent, "hold", why)
+        shift(run, split_of(run, before))  # a file that was written before the proxy failed
+        held = replace(before, alert=why)
+        _log.error("%s: %s", run.line, why)
+        files.commit(run.home, held)
+        return held
+    shift(run, None)
+    splits.clear(run.home, run.line)
+    evidence = {"test_id": after.test_id, "reason": why, "findings": [], "at": run.now.isoformat()}
+    back = {**evidence, **traffic(after, after.percent, 0.0), "stage": after.stage, "action": "hold"}
+    ended = {**evidence, "action": "ended", "status": "not_started"}
+    append(run, after, [("traffic", back), ("rollout", ended)])
+    files.discard(run.home, run.line)
+    _drop_challenger(run, after, why)
+    raise OutsideError(
+        f"a rollout begins when its traffic can be given, but {why}",
+        code="target_away",
+        where=run.line,
+        cure="see that what ESTEIRA_TARGET names is up, then start again",
+    )
+
+
+def _settled(run: Runtime, state: Rollout, at_once: bool) -> tuple[str, Rollout]:
+    if state.status != "approved":
+        why = reconcile(run, state)
+        splits_left = splits.path(run.home, run.line).exists()
+        if not why and splits_left:
+            splits.clear(run.home, run.line)
+        if not why:
+            why = _drop_challenger(run, state, f"rollout {state.status}")
+        return why, state
+    if promoted_at(state) is None:
+        why = reconcile(run, state) if promotion_due(run, state) else ""
+        refused, state = _promote(run, state)
+        why = refused or why
+        if promoted_at(state) is None:
+            return why, state
+    since = promoted_at(state)
+    assert since is not None
+    if not at_once and (run.now - since).total_seconds() < run.target.settle_seconds:
+        return "", state
+    crash.point("rollout.before_handover")
+    if run.target.share() != 0 or splits.path(run.home, run.line).exists():
+        why = shift(run, None)
+        if why:
+            return why, state
+    return _drop_challenger(run, state, "rollout approved"), state
+
+
+def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
+    """Make the candidate the champion, unless it became that already: alert and state."""
+    version = state.challenger.version
+    if promotion_due(run, state):
+        evidence = {"test_id": state.test_id, "at": run.now.isoformat()}
+        reason = next((str(e["reason"]) for e in reversed(state.history) if e.get("action") == "promote"), "approved")
+        # The decision was made by who might; who finishes it after a kill need not be the same.
+        actor = run.actor if may(run.actor, "promote") else ENGINE
+        try:
+            run.registry.promote(run.line, version, actor=actor, reason=reason, evidence=evidence, now=run.now)
+        except EsteiraError as error:
+            return f"registry: {error.message}", state
+    mark = {
+        "at": run.now.isoformat(), "action": PROMOTED, "from": 100.0, "to": 100.0, "actor": run.actor.name,
+        "reason": f"version {version} is the champion, or was until a later move",
+    }  # fmt: skip
+    after = replace(state, history=(*state.history, mark))
+    files.save(run.home, after)
+    return "", after
+
+
+def promotion_due(run: Runtime, state: Rollout) -> bool:
+    """Whether an approved candidate has yet to become the champion. A promotion that was made and undone since is none."""
+    if state.status != "approved" or promoted_at(state) is not None:
+        return False
+    champion = run.registry.resolve(run.line)
+    if champion is None or champion.bundle_id != state.champion.bundle_id:
+        return False  # it is the champion, or another one was made that since
+    ended = False
+    for entry in ledger.log(run.store, run.line, limit=None):
+        if entry.kind == "rollout" and entry.evidence.get("test_id") == state.test_id:
+            ended = ended or entry.evidence.get("action") == "ended"
+        moves = entry.evidence.get("moves")
+        if ended and isinstance(moves, dict) and moves.get("champion", [None, None])[1] == state.challenger.version:
+            return False
+    return True
+
+
+def _drop_challenger(run: Runtime, state: Rollout, reason: str) -> str:
+    """The end of the test in the registry; a version that was rolled back is marked so, where its state lets it be."""
+    try:
+        found = run.registry.resolve(run.line, "challenger")
+        if found is None or found.version != state.challenger.version:
+            return ""
+        marked = state.status == "rolled_back" and legal(found.state, "rolled_back")
+        run.registry.drop_alias(
+            run.line, "challenger", actor=run.actor, reason=reason, now=run.now, state="rolled_back" if marked else None
+        )
+    except EsteiraError as error:
+        return f"registry: {error.message}"
+    return ""
+
+
+def _show(run: Runtime, split: Split | None) -> None:
+    if not run.outside:
+        run.target.shift(split)
+        return
+    # The services count by the file's test and stage: it is there before the traffic comes and until it is gone.
+    if split is not None:
+        splits.write(run.home, run.line, split)
+    run.target.shift(split)
+    if split is None:
+        splits.clear(run.home, run.line)
+
+
+def _note_traffic(run: Runtime, state: Rollout, old: float, new: float, action: str, reason: str) -> None:
+    evidence = {
+        "test_id": state.test_id,
+        "stage": state.stage,
+        **traffic(state, old, new),
+        "action": action,
+        "reason": reason,
+        "findings": [],
+        "at": run.now.isoformat(),
+    }
+    append(run, state, [("traffic", evidence)])
+
+
+def _note_late(run: Runtime, state: Rollout, said: float) -> None:
+    """What is so already and the ledger could not be told at its time."""
+    reason = "the ledger was away when this became so"
+    common = {"test_id": state.test_id, "reason": reason, "findings": [], "at": run.now.isoformat()}
+    told: list[tuple[str, dict[str, Any]]] = []
+    if state.status not in LIVE:
+        until = None if state.cooldown_until is None else state.cooldown_until.isoformat()
+        told.append(("rollout", {**common, "action": "ended", "status": state.status, "cooldown_until": until}))
+    shares = traffic(state, said, state.percent)
+    told.append(("traffic", {**common, **shares, "stage": state.stage, "action": "restore"}))
+    append(run, state, told)
+
+
+def append(run: Runtime, state: Rollout, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Append entries of the candidate, all or none."""
+    with run.store.begin() as connection:
+        run.store.alone(connection)
+        for kind, evidence in told:
+            ledger.append(
+                run.store, kind=kind, line=run.line, actor=run.actor.name, evidence=evidence, now=run.now,
+                version=state.challenger.version, bundle_id=state.challenger.bundle_id, connection=connection,
+            )  # fmt: skip
+
+
+def _percent(before: Rollout | None, after: Rollout) -> float:
+    """What the candidate took before a move; of another test's candidate, nothing."""
+    return before.percent if before is not None and before.test_id == after.test_id else 0.0
+
+
+def _close(a: float, b: float) -> bool:
+    # Nothing and a little are never the same.
+    return abs(a - b) <= _TOLERANCE and (a == 0) == (b == 0)
+
+
+def _at(evidence: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(str(evidence["at"]))

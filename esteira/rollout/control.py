@@ -1,0 +1,423 @@
+"""What people may do with a rollout (H-46): start, pause, resume, promote, roll back, and see where it stands.
+
+Each takes who does it and why, holds the line's lock, finishes first what somebody's sudden end left half done, and leaves its
+entry in the ledger. `rollback` imports nothing heavy: it is the way out.
+"""
+
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from esteira import access, ledger
+from esteira.access import Actor
+from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
+from esteira.registry import Registry, Version
+from esteira.rollout import carrying, engine, files, targets
+from esteira.rollout.carrying import LIVE, Runtime
+from esteira.rollout.split import side_dict
+from esteira.rollout.state import Rollout, Side
+from esteira.rollout.sums import ArmName, Sums
+from esteira.settings import Settings
+
+if TYPE_CHECKING:
+    from esteira.release.policy import ReleasePolicy
+
+_WAIT_SECONDS = 30.0
+
+
+def start(
+    line: str,
+    *,
+    settings: Settings,
+    now: datetime,
+    actor: Actor,
+    reason: str,
+    version: int | None = None,
+    policy: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    release: "ReleasePolicy | None" = None,
+    target: targets.Target | None = None,
+    registry: Registry | None = None,
+) -> Rollout:
+    """Give a candidate the first share of its line's traffic.
+
+    Args:
+        version: the candidate; by default what `staging` names, else `candidate`.
+        policy: by which it goes on; by default the line's.
+        options: the policy's plan, over the line's own; `min_samples` among them is H-39's.
+        release: the line's settings; by default those of params.yaml.
+
+    Returns:
+        The state as it is now.
+
+    Raises:
+        Refused: code `preconditions` (each missing one is named), `rollout_running`, `cooldown`, `no_champion`,
+            `same_version`, `challenger_running`, `not_allowed`, or an approval's; nothing has changed.
+        ConfigError: there is no such policy or version, or the options are none of it.
+        OutsideError: store or target are away; the candidate has no traffic.
+    """
+    reason = _reason(reason)
+    what = f"starting a rollout of {line}"
+    with _opened(line, settings, now, actor, what, target, registry) as run:
+        access.require(actor, "rollout", line=line, store=run.store, now=now)
+        _refuse_running(run)
+        champion, challenger = _sides(run, version)
+        if release is None:
+            from esteira.release.policy import policy_of
+
+            release = policy_of(line, settings)
+        asked = {**release.rollout_options, **(options or {})}
+        least = asked.pop("min_samples", release.min_samples)
+        if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            raise ConfigError(
+                f"min_samples is a count of rows, but got {str(least)[:50]!r}",
+                code="bad_params", where="deploy.min_samples", cure="give a whole number of 0 or more",
+            )  # fmt: skip
+        from esteira.rollout import policies, preconditions
+
+        name = policy or release.rollout_policy
+        plan = policies.planned(name, asked)
+        _refuse_cooling(run, challenger)
+        _refuse_unapproved(run, challenger, release)
+        met = preconditions.require(run.registry, challenger, min_samples=least, rehearsal=release.rehearse)
+        first = policies.make(name).stages[0]
+        begun = {
+            "at": now.isoformat(), "action": "start", "from": 0.0, "to": first, "actor": actor.name, "reason": reason,
+        }  # fmt: skip
+        state = Rollout(
+            test_id=f"{line}-v{challenger.version}-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+            line=line,
+            policy=name,
+            champion=Side(champion.version, champion.bundle_id),
+            challenger=Side(challenger.version, challenger.bundle_id),
+            salt=secrets.token_hex(16),
+            started_at=now,
+            stage_at=now,
+            percent=first,
+            options=plan,
+            history=(begun,),
+        )
+        # First, because the registry refuses a second challenger (H-38) and what is told for it serves nobody yet.
+        run.registry.set_alias(line, "challenger", challenger.version, actor=actor.name, reason=reason, now=now)
+        state = carrying.carry_out(run, None, state, action="start", reason=reason, findings=met.results)
+        files.save(run.home, state)  # once more, so that the backup is of this rollout too
+        return state
+
+
+def pause(
+    line: str, *, settings: Settings, now: datetime, actor: Actor, reason: str,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> Rollout:  # fmt: skip
+    """Stop the clock of a rollout: the candidate keeps its share, nothing is decided, and the time does not count.
+
+    Raises:
+        Refused: code `no_rollout` or `paused`, `not_allowed`.
+    """
+    from esteira.rollout import moves
+
+    with _opened(line, settings, now, actor, f"pausing the rollout of {line}", target, registry) as run:
+        state = _live(run, reason)
+        if state.status == "paused":
+            raise _not_now(line, "is paused already", "esteira rollout resume")
+        after = moves.paused(state, now, actor.name, reason)
+        return carrying.carry_out(run, state, after, action="pause", reason=reason)
+
+
+def resume(
+    line: str, *, settings: Settings, now: datetime, actor: Actor, reason: str,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> Rollout:  # fmt: skip
+    """Let a paused rollout go on where it stood.
+
+    Raises:
+        Refused: code `no_rollout` or `not_paused`, `not_allowed`.
+    """
+    from esteira.rollout import moves
+
+    with _opened(line, settings, now, actor, f"resuming the rollout of {line}", target, registry) as run:
+        state = _live(run, reason)
+        if state.status != "paused":
+            raise _not_now(line, "is not paused", "esteira rollout status", code="not_paused")
+        after = moves.resumed(state, now, actor.name, reason)
+        return carrying.carry_out(run, state, after, action="resume", reason=reason)
+
+
+def promote(
+    line: str, *, settings: Settings, now: datetime, actor: Actor, reason: str,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> Rollout:  # fmt: skip
+    """Make the candidate of a running rollout the champion, whatever its policy says of it by now.
+
+    Raises:
+        Refused: code `no_rollout`, `paused`, `not_allowed`, or what the registry refuses; nothing has changed.
+        OutsideError: the traffic could not be moved; the candidate keeps the share that it had.
+    """
+    with _opened(line, settings, now, actor, f"promoting the candidate of {line}", target, registry) as run:
+        state = _live(run, reason, action="promote")
+        if state.status == "paused":
+            raise _not_now(line, "is paused", "esteira rollout resume")
+        basis = {"test_id": state.test_id}
+        run.registry.check_promote(line, state.challenger.version, actor=actor, evidence=basis, now=now)
+        after = engine.ended(run, _measured(run, state), "approved", "promote", reason, percent=100.0)
+        kept = carrying.carry_out(run, state, after, action="promote", reason=reason)
+        if kept.status in LIVE:
+            raise OutsideError(
+                f"a candidate is promoted when it can take the traffic, but {kept.alert}",
+                code="target_away", where=line, cure="see that what ESTEIRA_TARGET names is up, then promote again",
+            )  # fmt: skip
+        return kept
+
+
+def rollback(
+    line: str, *, settings: Settings, now: datetime, actor: Actor, reason: str,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> Rollout | None:  # fmt: skip
+    """Take all traffic from the candidate and end its rollout; a state that cannot be read does not stand in the way.
+
+    Returns:
+        The state as it is now, with an alert where the target could not be reached: then every look tries again. None where
+        there was nothing to end.
+
+    Raises:
+        Refused: code `not_allowed`.
+    """
+    reason = _reason(reason)
+    with _opened(line, settings, now, actor, f"rolling back the rollout of {line}", target, registry) as run:
+        access.require(actor, "roll_back", line=line, store=run.store, now=now)
+        try:
+            state = carrying.recover(run)
+        except Refused as error:
+            decision = engine.lost(run, error.message)
+            return None if decision is None else decision.state
+        if state is None or not (state.status in LIVE or carrying.promotion_due(run, state)):
+            if state is None:
+                engine.look(run)
+            else:
+                carrying.settle(run, state, at_once=True)
+            _drop_stale(run, state, reason)
+            return None
+        after = engine.ended(run, _measured(run, state), "rolled_back", "roll_back", reason)
+        return carrying.carry_out(run, state, after, action="roll_back", reason=reason)
+
+
+def status(
+    line: str, *, settings: Settings, now: datetime,
+    target: targets.Target | None = None, registry: Registry | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Where a line's rollout stands, as JSON values; changes nothing.
+
+    Returns:
+        `status` (of the state; `none` without one, `unreadable` where it cannot be read), `percent`, `since` (of the stage),
+        `arms` (candidate and control: version and what they did, in this stage and in all), `verdict` (PASS, FAIL or NO_DATA,
+        of a look that were made now; null once it ended), and what explains them.
+
+    Raises:
+        OutsideError: the store is away.
+    """
+    chosen = target or targets.make(settings, line)
+    share = {"name": chosen.name, "percent": chosen.share()}
+    nothing: dict[str, Any] = {
+        "line": line,
+        "percent": 0.0,
+        "since": None,
+        "arms": {},
+        "verdict": None,
+        "target": share,
+    }
+    try:
+        state = files.load(settings.home, line)
+    except Refused as error:
+        return {**nothing, "status": "unreadable", "alert": f"state: {error.message}"}
+    if state is None:
+        aside = files.path(settings.home, line).with_suffix(".bad").exists()
+        return {
+            **nothing,
+            "status": "none",
+            "alert": "state: a state that could not be read lies aside" if aside else "",
+        }
+    run = Runtime(line, settings, registry or Registry(settings), chosen, now, access.ENGINE)
+    return {**described(engine.measured(run, state), now), "target": share}
+
+
+def described(state: Rollout, now: datetime) -> dict[str, Any]:
+    """A state as people and scripts see it. Pure."""
+    look: dict[str, Any] = {"verdict": None, "action": None, "reason": "", "findings": []}
+    if state.status in LIVE:
+        from esteira.rollout.policies import make
+
+        try:
+            decision = make(state.policy).decide(state, now)
+            look = {
+                "verdict": str(decision.outcome),
+                "action": decision.action,
+                "reason": decision.reason,
+                "findings": [finding.model_dump(mode="json") for finding in decision.findings],
+            }
+        except EsteiraError as error:
+            look["reason"] = error.message
+    elif state.history:
+        look["reason"] = str(state.history[-1].get("reason", ""))
+    arms = {
+        "candidate": {**side_dict(state.challenger), **_arm(state, "candidate")},
+        "control": {**side_dict(state.champion), **_arm(state, "control")},
+    }
+    return {
+        "line": state.line,
+        "test_id": state.test_id,
+        "status": state.status,
+        "percent": state.percent,
+        "since": state.stage_at.isoformat(),
+        "arms": arms,
+        **look,
+        "alert": state.alert,
+        "policy": state.policy,
+        "stage": state.stage,
+        "stage_seconds": state.seconds(now),
+        "started_at": state.started_at.isoformat(),
+        "paused_at": None if state.paused_at is None else state.paused_at.isoformat(),
+        "looked_at": None if state.looked_at is None else state.looked_at.isoformat(),
+        "cooldown_until": None if state.cooldown_until is None else state.cooldown_until.isoformat(),
+        "options": dict(state.options),
+        "history": [dict(entry) for entry in state.history],
+    }
+
+
+def _arm(state: Rollout, name: ArmName) -> dict[str, Any]:
+    whole = sum((arms[name] for arms in state.sums.values() if name in arms), Sums())
+    return {**_figures(state.arm(name)), "all_stages": _figures(whole)}
+
+
+def _figures(sums: Sums) -> dict[str, Any]:
+    p95 = sums.latency_at(0.95)
+    return {
+        "served": sums.served,
+        "errors": sums.errors,
+        "error_rate": sums.error_rate,
+        "labelled": sums.labelled,
+        "accuracy": sums.accuracy,
+        "mean_confidence": sums.mean_confidence,
+        "p95_ms": None if p95 is None else round(p95 * 1000, 3),
+    }
+
+
+def _opened(
+    line: str, settings: Settings, now: datetime, actor: Actor, what: str,
+    target: targets.Target | None, registry: Registry | None,
+) -> Any:  # fmt: skip
+    return carrying.opened(
+        line, settings=settings, now=now, actor=actor, what=what, wait=_WAIT_SECONDS, target=target, registry=registry
+    )
+
+
+def _reason(text: str) -> str:
+    said = text.strip()
+    if not said or len(said) > 500:
+        raise ConfigError(
+            f"what is done by hand says why, in 1 to 500 characters, but got {len(said)}",
+            code="no_reason", where="--reason", cure="say why, for who reads the ledger",
+        )  # fmt: skip
+    return said
+
+
+def _not_now(line: str, found: str, cure: str, *, code: str = "paused") -> Refused:
+    return Refused(
+        f"what is asked for does not fit where the rollout stands: it {found}",
+        code=code, where=line, cure=f"{cure} {line}",
+    )  # fmt: skip
+
+
+def _live(run: Runtime, reason: str, action: str = "rollout") -> Rollout:
+    """The rollout that is under way, for who may change it."""
+    _reason(reason)
+    access.require(run.actor, action, line=run.line, store=run.store, now=run.now)
+    state = carrying.recover(run)
+    if state is None or state.status not in LIVE:
+        found = "there is none" if state is None else f"the last one ended as {state.status}"
+        raise Refused(
+            f"a rollout that is under way can be changed, but {found}",
+            code="no_rollout", where=run.line, cure=f"see `esteira rollout status {run.line}`, or start one",
+        )  # fmt: skip
+    return state
+
+
+def _measured(run: Runtime, state: Rollout) -> Rollout:
+    """With what was measured by now, for the record; an end by hand does not wait for it."""
+    try:
+        return engine.measured(run, state)
+    except (OutsideError, Refused):
+        return state
+
+
+def _sides(run: Runtime, number: int | None) -> tuple[Version, Version]:
+    """Champion and challenger."""
+    champion = run.registry.resolve(run.line)
+    if champion is None:
+        raise Refused(
+            "a rollout compares with a champion, but the line has none",
+            code="no_champion", where=run.line, cure="release a first version by `esteira release promote`",
+        )  # fmt: skip
+    if number is None:
+        found = run.registry.resolve(run.line, "staging") or run.registry.resolve(run.line, "candidate")
+    else:
+        found = run.registry.get(run.line, number)
+    if found is None:
+        raise Refused(
+            "a rollout gives a registered version traffic, but "
+            + (f"{run.line} has no version {number}" if number is not None else "none is staged"),
+            code="unknown_version", where=run.line, cure="see `esteira release ls` for what there is",
+        )  # fmt: skip
+    if found.bundle_id == champion.bundle_id:
+        raise Refused(
+            f"a rollout compares two versions, but version {found.version} is the champion's bundle already",
+            code="same_version", where=run.line, cure="name another by --version, or train one",
+        )  # fmt: skip
+    return champion, found
+
+
+def _drop_stale(run: Runtime, state: Rollout | None, reason: str) -> None:
+    """A challenger of no rollout is left over from a start that was cut off before it was recorded."""
+    found = run.registry.resolve(run.line, "challenger")
+    if found is not None and (state is None or found.version != state.challenger.version):
+        run.registry.drop_alias(run.line, "challenger", actor=run.actor, reason=reason, now=run.now)
+
+
+def _refuse_running(run: Runtime) -> None:
+    """One rollout at a time, and none before the last one is through."""
+    former = carrying.recover(run)
+    if former is None:
+        return
+    if former.status not in LIVE:
+        former = carrying.settle(run, former)
+        challenger = run.registry.resolve(run.line, "challenger")
+        if challenger is None or challenger.version != former.challenger.version:
+            return
+    raise Refused(
+        f"a line has one rollout at a time, but that of version {former.challenger.version} is {former.status}"
+        + (
+            f" and not through: {former.alert or 'its traffic is being handed over'}"
+            if former.status not in LIVE
+            else ""
+        ),
+        code="rollout_running",
+        where=run.line,
+        cure=f"wait for its end, or end it by `esteira rollout rollback {run.line} --reason TEXT`",
+    )
+
+
+def _refuse_cooling(run: Runtime, challenger: Version) -> None:
+    for entry in ledger.log(run.store, run.line, limit=None):
+        until = entry.evidence.get("cooldown_until") if entry.kind == "rollout" else None
+        if until and entry.bundle_id == challenger.bundle_id and datetime.fromisoformat(until) > run.now:
+            raise Refused(
+                f"a candidate that was rolled back comes again after 24 hours, but version {challenger.version} cools down "
+                f"until {until}",
+                code="cooldown", where=run.line, cure="wait, or release a better version",
+            )  # fmt: skip
+
+
+def _refuse_unapproved(run: Runtime, challenger: Version, release: "ReleasePolicy") -> None:
+    from esteira.release import approvals
+
+    if release.approval_mode == "required" or approvals.find(run.store, challenger) is not None:
+        approvals.require(run.store, challenger, now=run.now)

@@ -1,0 +1,276 @@
+"""One look at a line's rollout: what was cut off is finished, what was measured is read, the policy decides, it is carried out.
+
+Safe to repeat, to run twice at once (the second is refused), to kill anywhere, and to run late; a clock that goes back and a
+paused rollout change nothing. What cannot be read gives no candidate any traffic.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from esteira import ledger
+from esteira.access import ENGINE
+from esteira.errors import EsteiraError, OutsideError, Refused
+from esteira.gate import Outcome
+from esteira.registry import Registry
+from esteira.rollout import carrying, files, targets
+from esteira.rollout import split as splits
+from esteira.rollout.carrying import LIVE, Runtime
+from esteira.rollout.policies import make
+from esteira.rollout.split import Split
+from esteira.rollout.state import Action, Decision, Policy, Rollout, Side
+from esteira.settings import Settings
+
+_UP: frozenset[Action] = frozenset({"advance", "promote"})
+_DOWN: frozenset[Action] = frozenset({"roll_back", "inconclusive"})
+
+_log = logging.getLogger("esteira.rollout")
+
+
+def tick(
+    line: str,
+    *,
+    settings: Settings,
+    now: datetime,
+    target: targets.Target | None = None,
+    registry: Registry | None = None,
+) -> Decision | None:
+    """Look at a line's rollout once.
+
+    Args:
+        now: aware. A time before the last look changes nothing.
+        target: what splits the traffic; the settings' by default.
+        registry: an open one to use.
+
+    Returns:
+        What was decided and carried out, with the state as it is now; None where no rollout is under way.
+
+    Raises:
+        Refused: code `locked`; somebody else looks at it or changes it now.
+        OutsideError: the store is away.
+    """
+    what = f"looking at the rollout of {line}"
+    with carrying.opened(
+        line, settings=settings, now=now, actor=ENGINE, what=what, target=target, registry=registry
+    ) as run:
+        return look(run)
+
+
+def look(run: Runtime) -> Decision | None:
+    """The same for who holds the line's lock already."""
+    try:
+        state = carrying.recover(run)
+    except Refused as error:
+        return lost(run, error.message)
+    if state is None:
+        split = splits.path(run.home, run.line)
+        return lost(run, "the state of the rollout is gone, but its split is there") if split.exists() else None
+    if state.status not in LIVE:
+        carrying.settle(run, state)
+        return None
+    try:
+        policy = make(state.policy)
+    except EsteiraError as error:
+        return lost(run, error.message)
+    if state.stage >= len(policy.stages):
+        return lost(
+            run, f"policy {state.policy} has {len(policy.stages)} stages, but the state is in stage {state.stage}"
+        )
+    return _decide(run, state, policy)
+
+
+def measured(run: Runtime, state: Rollout) -> Rollout:
+    """The state with what both arms did by now.
+
+    Raises:
+        OutsideError: the store is away.
+        Refused: it holds something else than sums.
+    """
+    from esteira.store.rollouts import Rollouts
+
+    return state.with_sums(Rollouts(run.store).sums(state.test_id))
+
+
+def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision:
+    ended = _champion_moved(run, state)
+    if ended is not None:
+        return ended
+    why = carrying.reconcile(run, state)
+    try:
+        seen = measured(run, replace(state, alert=carrying.own_alert(state.alert)))
+    except (OutsideError, Refused) as error:
+        return _keep(run, state, _hold(state, error.message), f"sums: {error.message}")
+    decision = policy.decide(seen, run.now)
+    if decision.action in _DOWN:
+        return _end(run, state, decision)
+    if decision.action in _UP:
+        if state.status == "paused":
+            # The policies say so themselves; that a pause holds does not hang on each of them.
+            return _keep(run, state, _hold(seen, "paused"), why)
+        why = why or carrying.too_soon(run, state)
+        if not why and decision.action == "promote":
+            why = _may_promote(run, state)
+        if not why:
+            return _advance(run, state, decision)
+        return _keep(run, state, _hold(seen, f"{decision.action} has to wait: {why}"), why)
+    return _keep(run, state, decision, why)
+
+
+def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
+    after = carrying.carry_out(
+        run, state, decision.state, action=decision.action, reason=decision.reason, findings=decision.findings
+    )
+    if after.status == state.status and after.stage == state.stage and after.percent == state.percent:
+        return _hold(after, f"{decision.action} has to wait: {after.alert}")
+    return replace(decision, state=after, percent=after.percent)
+
+
+def _end(run: Runtime, state: Rollout, decision: Decision) -> Decision:
+    until = decision.state.cooldown_until or run.now + carrying.COOL_DOWN
+    after = carrying.carry_out(
+        run, state, replace(decision.state, percent=0.0, cooldown_until=until),
+        action=decision.action, reason=decision.reason, findings=decision.findings,
+    )  # fmt: skip
+    return replace(decision, state=after, percent=0.0)
+
+
+def _keep(run: Runtime, before: Rollout, decision: Decision, why: str) -> Decision:
+    """Save what a look that moves nothing found out; a new alert goes to the ledger once."""
+    after = replace(decision.state, alert=carrying.joined(why, decision.state.alert))
+    if after == before:
+        return replace(decision, state=after)
+    if carrying.new_alert(before.alert, after.alert):
+        _log.warning("%s: %s", run.line, after.alert)
+        try:
+            carrying.note(run, after, "alert", after.alert, decision.findings)
+        except OutsideError as error:
+            _log.warning("%s: the ledger does not have this alert: %s", run.line, error.message)
+    files.save(run.home, after)
+    return replace(decision, state=after)
+
+
+def _hold(state: Rollout, reason: str) -> Decision:
+    return Decision("hold", state.percent, Outcome.NO_DATA, reason, (), state)
+
+
+def _may_promote(run: Runtime, state: Rollout) -> str:
+    """Why the registry would not make the candidate the champion now; empty when it would."""
+    try:
+        run.registry.check_promote(run.line, state.challenger.version, actor=run.actor, now=run.now)
+    except EsteiraError as error:
+        return f"registry: {error.message}"
+    return ""
+
+
+def _champion_moved(run: Runtime, state: Rollout) -> Decision | None:
+    """A rollout compares with the champion that it began with; another champion ends it."""
+    champion = run.registry.resolve(run.line)
+    if champion is not None and champion.bundle_id == state.champion.bundle_id:
+        return None
+    if champion is not None and champion.version == state.challenger.version:
+        reason = f"version {champion.version} was made the champion by somebody else"
+        after = ended(run, state, "approved", "promote", reason, percent=100.0)
+        kept = carrying.carry_out(run, state, after, action="promote", reason=reason)
+        return Decision("promote", kept.percent, Outcome.PASS, reason, (), kept)
+    now_is = "no version" if champion is None else f"version {champion.version}"
+    reason = (
+        f"the champion was version {state.champion.version} and is {now_is}: what was measured is about another control"
+    )
+    after = replace(ended(run, state, "inconclusive", "inconclusive", reason), cooldown_until=None)
+    kept = carrying.carry_out(run, state, after, action="inconclusive", reason=reason)
+    return Decision("inconclusive", 0.0, Outcome.NO_DATA, reason, (), kept)
+
+
+def ended(
+    run: Runtime, state: Rollout, status: Any, action: str, reason: str, *, percent: float = 0.0
+) -> Rollout:  # fmt: skip
+    """The state with its end and the entry in its history. Pure but for the runtime's time and actor."""
+    entry = {
+        "at": run.now.isoformat(), "action": action, "from": state.percent, "to": percent, "actor": run.actor.name,
+        "reason": reason,
+    }  # fmt: skip
+    return replace(
+        state,
+        status=status,
+        percent=percent,
+        alert="",
+        paused_at=None,
+        cooldown_until=None if status == "approved" else run.now + carrying.COOL_DOWN,
+        history=(*state.history, entry),
+    )
+
+
+def lost(run: Runtime, reason: str) -> Decision | None:
+    """H-45: what cannot be read gives the candidate no traffic. What is known of the rollout is kept as its end, with an alert.
+
+    Repeats itself until it is through: the state that cannot be read is set aside only when the traffic is taken away.
+    """
+    _log.error("%s: %s", run.line, reason)
+    found = _remnant(run)
+    alert = f"state: {reason}"
+    try:
+        if found is not None and found.status in LIVE:
+            _record_lost(run, found, alert)
+    finally:
+        splits.clear(run.home, run.line)
+        why = carrying.shift(run, None)
+    champion = run.registry.resolve(run.line)
+    files.set_aside(run.home, run.line)
+    files.discard(run.home, run.line)
+    if found is None:
+        return None
+    won = champion is not None and champion.version == found.challenger.version
+    after = found
+    if found.status in LIVE:
+        status, percent = ("approved", 100.0) if won else ("inconclusive", 0.0)
+        after = ended(run, found, status, "state_lost", alert, percent=percent)
+    after = replace(after, alert=f"{alert}; {why}" if why else alert, cooldown_until=None)
+    files.save(run.home, after)
+    return Decision("inconclusive", 0.0, Outcome.NO_DATA, alert, (), after)
+
+
+def _record_lost(run: Runtime, found: Rollout, alert: str) -> None:
+    last: Mapping[str, Any] | None = carrying.recorded_traffic(run, found)
+    if last is not None and float(last["to"]) == 0:
+        return
+    after = replace(ended(run, found, "inconclusive", "state_lost", alert), cooldown_until=None)
+    before = replace(found, percent=float(last["to"]) if last else found.percent)
+    carrying.append(
+        run, after, carrying.entries(before, after, action="state_lost", reason=alert, findings=(), move="", at=run.now)
+    )
+
+
+def _remnant(run: Runtime) -> Rollout | None:
+    """The last that is known of a rollout whose state cannot be read: the backup of the same test, its split, or the ledger."""
+    backup = files.load_backup(run.home, run.line)
+    split: Split | None = splits.read(splits.path(run.home, run.line))
+    if backup is not None and (split is None or backup.test_id == split.test_id):
+        return backup
+    if split is not None:
+        return _unplanned(run, split)
+    return _told(run)
+
+
+def _told(run: Runtime) -> Rollout | None:
+    """What the ledger says that is under way: the candidate that took a share by its last entry of the traffic."""
+    told = (entry for entry in reversed(ledger.log(run.store, run.line, limit=None)) if entry.kind == "traffic")
+    last = next(told, None)
+    champion = run.registry.resolve(run.line)
+    if last is None or last.version is None or last.bundle_id is None or champion is None:
+        return None
+    said, challenger = last.evidence, Side(last.version, last.bundle_id)
+    others = [Side(one["version"], one["bundle_id"]) for one in said["shares"] if one["version"] != last.version]
+    control = others[0] if others else Side(champion.version, champion.bundle_id)
+    if not said["to"] or champion.version == challenger.version:
+        return None
+    return _unplanned(run, Split(said["test_id"], "", said["to"], said["stage"], control, challenger))
+
+
+def _unplanned(run: Runtime, split: Split) -> Rollout:
+    """A rollout of which no more is known than its split."""
+    return Rollout(
+        test_id=split.test_id, line=run.line, policy="", champion=split.champion, challenger=split.challenger,
+        salt=split.salt, started_at=run.now, stage_at=run.now, stage=split.stage, percent=split.percent,
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""What makes the split of a rollout real: the process itself, HAProxy, or a Kubernetes gateway, behind one small protocol."""
+
+import re
+from typing import Protocol
+
+from esteira.errors import ConfigError
+from esteira.rollout.split import Split
+from esteira.settings import Settings
+
+
+class Target(Protocol):
+    """What splits the traffic of one line between its champion and its challenger.
+
+    Attributes:
+        name: of the kind: `in-process`, `haproxy` or `gateway`.
+        settle_seconds: that the champion's service may need, after a promotion, until it serves the new champion; so long the
+            candidate's keeps all traffic. 0 where one service does both.
+    """
+
+    name: str
+    settle_seconds: float
+
+    def share(self) -> float | None:
+        """Percent of the traffic that the challenger gets now, by the target's own account; None where it cannot be read."""
+        ...
+
+    def shift(self, split: Split | None) -> None:
+        """Give the challenger the split's percent of the traffic, or none. Doing it again changes nothing.
+
+        It returns once the target itself says so. What was cut off in between is mended by doing it again.
+
+        Raises:
+            OutsideError: the target cannot be reached, refuses, or says something else afterwards; worth a retry.
+            ConfigError: code `bad_percent`; the target has no weights for this percent.
+        """
+        ...
+
+
+def make(settings: Settings, line: str) -> Target:
+    """The target that ESTEIRA_TARGET names; `{line}` in it becomes the line's name, with `-` for what a host name cannot hold.
+
+    Reaches nothing: a target that is away says so when it is asked.
+
+    Raises:
+        ConfigError: code `bad_target`; it names none.
+    """
+    kind, _, place = settings.target.partition(":")
+    place = place.replace("{line}", re.sub(r"[^A-Za-z0-9-]+", "-", line).strip("-").lower())
+    if kind == "in-process" and not place:
+        from esteira.rollout.targets.in_process import InProcess
+
+        return InProcess(settings.home, line)
+    if kind == "haproxy":
+        from esteira.rollout.targets.haproxy import HAProxy
+
+        return HAProxy.parse(place)
+    if kind == "gateway":
+        from esteira.rollout.targets.gateway import Gateway
+
+        return Gateway.parse(place)
+    raise ConfigError(
+        f"a target is in-process, haproxy:SOCKET#BACKEND or gateway:NAMESPACE/NAME, but got {settings.target[:100]!r}",
+        code="bad_target",
+        where="ESTEIRA_TARGET",
+        cure="haproxy:/run/haproxy/esteira.sock#rollout, for example; leave it out where one service does both",
+    )
+
+
+__all__ = ["Target", "make"]

@@ -1,0 +1,273 @@
+"""`esteira keys`, `release`, `rollback`: one JSON document each, exit codes of DESIGN 9, and a key's name in every entry."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esteira import ledger
+from esteira.registry import Registry
+from esteira.release import approvals
+from esteira.settings import load_settings
+from tests.released import LOCAL, SCIENTIST, add
+from tests.stores import sqlite_template
+from tests.test_approvals import POLICY
+from tests.test_registry import LINE, template
+
+__all__ = ["sqlite_template", "template"]
+
+# MLflow's own mappers, at its first import.
+pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*")
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(esteira_home: Path, template: Path, sqlite_template: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the command line in this process; gives what it printed, parsed where it is JSON."""
+    esteira_home.mkdir()
+    shutil.copy(template, esteira_home / "mlflow.db")
+    shutil.copy(sqlite_template, esteira_home / "esteira.db")
+
+    def call(*words: str, code: int = 0) -> Any:
+        from esteira.cli import main
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert code == ended.value.code, out + err
+        return json.loads(out) if "--json" in words else out + err
+
+    return call
+
+
+@pytest.fixture
+def keys(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Keys of ana (admin), lia (data scientist), bob (approver) and vera (viewer); the call takes one up."""
+    made = {"ana": run("keys", "add", "ana", "--role", "admin", "--json")["key"]}
+    monkeypatch.setenv("ESTEIRA_KEY", made["ana"])
+    for name, role in (("lia", "data_scientist"), ("bob", "approver"), ("vera", "viewer")):
+        made[name] = run("keys", "add", name, "--role", role, "--json")["key"]
+    return lambda name: monkeypatch.setenv("ESTEIRA_KEY", made[name])
+
+
+def registry() -> Registry:
+    return Registry(load_settings())
+
+
+def versions(*numbers: int, line: str = LINE, **columns: Any) -> None:
+    for number in numbers:
+        add(registry().store, load_settings(), number, line=line, **columns)
+
+
+def requested(number: int) -> None:
+    found = registry()
+    found.set_alias(LINE, "staging", number, actor="lia")
+    from datetime import UTC, datetime
+
+    approvals.request(
+        found.store, found.must(LINE, number), actor=SCIENTIST, policy=POLICY, hours=168, now=datetime.now(UTC)
+    )
+
+
+def test_a_version_goes_from_request_to_production_and_back(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, 2)
+    for number in (1, 2):
+        requested(number)
+        keys("bob")
+        given = run("release", "approve", LINE, "--reason", "seen", "--json")
+        assert (number, "approved", "bob") == (given["version"], given["state"], given["approver"])
+        moved = run("release", "promote", LINE, "--reason", "go", "--json")
+        assert (number, "production", None if number == 1 else 1) == (
+            moved["version"], moved["state"], moved["previous"],
+        )  # fmt: skip
+
+    keys("lia")
+    document = run("rollback", LINE, "--reason", "prices are off", "--json")
+
+    assert (LINE, 2, 1, "release") == (document["line"], document["from"], document["to"], document["undone"])
+    entry = next(one for one in ledger.log(registry().store) if one.seq == document["ledger_entry"])
+    assert ("rollback", "lia", "prices are off") == (entry.kind, entry.actor, entry.evidence["reason"])
+    refused = run("rollback", LINE, "--reason", "again", "--json", code=1)
+    assert "nothing_before" == refused["error"]["code"]
+    assert ledger.verify(registry().store).ok
+
+
+def test_who_acts_is_the_name_of_the_key_whatever_the_environment_says(
+    run: Run, keys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions(1)
+    requested(1)
+    monkeypatch.setenv("ESTEIRA_ACTOR", "the director")
+    keys("bob")
+    run("release", "approve", LINE, "--reason", "seen", "--json")
+
+    assert "bob" == ledger.log(registry().store)[-1].actor
+    monkeypatch.delenv("ESTEIRA_KEY")
+    error = run("release", "promote", LINE, "--reason", "I say so", "--json", code=1)["error"]
+    assert "not_allowed" == error["code"]
+    assert "the director gave no key" in error["message"]
+    assert "denied" == ledger.log(registry().store)[-1].kind
+
+
+def test_without_keys_everything_goes_as_before_but_approving(run: Run) -> None:
+    versions(1, 2, author=LOCAL)
+    requested(2)
+    assert 1 == run("release", "promote", LINE, "1", "--reason", "first", "--json")["version"]
+
+    for words in (["approve", LINE], ["promote", LINE, "2"], ["promote", LINE, "2", "--override", "now"]):
+        error = run("release", *words, "--reason", "now", "--json", code=1)["error"]
+        assert error["code"] in {"not_allowed", "not_approved"}, words
+    assert 1 == registry().aliases(LINE)["champion"]
+
+
+def test_the_list_filters_pages_and_hides_where_things_lie(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, 2, 3, model_type="classification", framework="xgboost")
+    versions(1, line="tabular", model_type="regression", framework="scikit-learn")
+    requested(2)
+
+    page = run("release", "ls", LINE, "--limit", "2", "--json")
+    assert (3, 2, 2) == (page["total"], page["limit"], len(page["models"]))
+    (staged,) = run("release", "ls", "--state", "Staging", "--json")["models"]
+    assert (2, "requested") == (staged["version"], staged["approval"]["state"])
+    assert ["tabular"] == [
+        model["line"]
+        for model in run("release", "ls", "--framework", "scikit-learn", "--type", "regression", "--json")["models"]
+    ]
+    whole = run("release", "ls", "--id", staged["id"], "--json")
+    assert staged["bundle_id"] == whole["bundle_id"]
+    assert "file://" not in json.dumps([page, whole])
+    assert "unknown_model" == run("release", "ls", "--id", "nobody", "--json", code=1)["error"]["code"]
+    assert "unknown_state" == run("release", "ls", "--state", "live", "--json", code=2)["error"]["code"]
+    told = run("release", "ls")
+    assert "approval requested" in told
+    assert "3 of 4" in run("release", "ls", "--limit", "3")
+    assert "no such version" in run("release", "ls", "tabular@none")
+
+
+def test_the_record_of_a_version_is_a_document_and_a_page(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1)
+    requested(1)
+    keys("bob")
+    run("release", "approve", LINE, "1", "--reason", "seen", "--json")
+    run("release", "promote", LINE, "1", "--reason", "go", "--json")
+
+    document = run("release", "show", LINE, "--html", "record.html", "--json")
+
+    assert (LINE, 1, "production") == (document["line"], document["version"], document["state"])
+    assert "bob" == document["approval"]["by"]
+    page = Path("record.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") or page.lower().startswith("<!doctype html>")
+    assert document["bundle_id"] in page
+    assert "read: record.html" in run("release", "show", LINE, "1", "--html", "record.html")
+    assert "unknown_version" == run("release", "show", LINE, "7", "--json", code=1)["error"]["code"]
+
+
+def test_an_approval_is_withdrawn_and_a_version_put_away(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, 2)
+    requested(1)
+    keys("bob")
+    run("release", "approve", LINE, "--reason", "seen", "--json")
+    assert "void" == run("release", "withdraw", LINE, "1", "--reason", "a doubt", "--json")["state"]
+    assert "not_requested" == run("release", "approve", LINE, "--reason", "seen", "--json", code=1)["error"]["code"]
+    assert "not_allowed" == run("release", "retire", LINE, "2", "--reason", "old", "--json", code=1)["error"]["code"]
+    keys("lia")
+    gone = run("release", "retire", LINE, "2", "--reason", "old", "--json")
+    assert ("retired", True) == (gone["state"], gone["archived_at"] is not None)
+    error = run("release", "retire", LINE, "1", "--reason", "old", "--json", code=1)["error"]
+    assert "deployed" == error["code"], "staging is a place of its own"
+
+
+def test_a_line_that_goes_by_shares_is_not_promoted_at_once(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, 2)
+    Path("params.yaml").write_text("families:\n  tabular:\n    deploy: {rollout: staged}\n", encoding="utf-8")
+    keys("bob")
+    run("release", "promote", LINE, "1", "--reason", "the first has nobody to share with", "--json")
+
+    error = run("release", "promote", LINE, "2", "--reason", "go", "--json", code=1)["error"]
+    assert "staged_line" == error["code"]
+    assert "rollout start" in error["cure"]
+    moved = run("release", "promote", LINE, "2", "--reason", "go", "--override", "the first answers nothing", "--json")
+    assert (2, 1) == (moved["version"], moved["previous"])
+    assert "the first answers nothing" == ledger.log(registry().store)[-1].evidence["override"]
+
+
+def test_staging_by_hand_takes_up_what_was_rolled_back(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, 2)
+    Path("params.yaml").write_text(
+        "families:\n  tabular:\n    deploy: {approval_mode: required, rehearse: false, approval_hours: 72}\n",
+        encoding="utf-8",
+    )
+    for number in (1, 2):
+        keys("lia")
+        staged = run("release", "stage", LINE, str(number), "--reason", "new", "--json")
+        assert ("staging", "requested") == (staged["state"], staged["approval"]["state"])
+        keys("bob")
+        run("release", "approve", LINE, "--reason", "seen", "--json")
+        run("release", "promote", LINE, "--reason", "go", "--json")
+    run("rollback", LINE, "--reason", "off", "--json")
+    assert (
+        "illegal_move"
+        == run("release", "promote", LINE, "2", "--reason", "x", "--override", "x", "--json", code=1)["error"]["code"]
+    )
+
+    run("release", "stage", LINE, "2", "--reason", "it was the proxy", "--json")
+    assert "not_approved" == run("release", "promote", LINE, "2", "--reason", "x", "--json", code=1)["error"]["code"]
+    run("release", "approve", LINE, "--reason", "seen again", "--json")
+    assert "production" == run("release", "promote", LINE, "2", "--reason", "go", "--json")["state"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["release", "promote", "no line", "--reason", "x"], ["release", "approve", LINE], ["release", "retire", LINE, "--reason", "x"],
+        ["release", "promote", LINE, "0", "--reason", "x"], ["release", "ls", "--limit", "0"], ["rollback", LINE],
+        ["rollback", "no line", "--reason", "x"], ["rollback", LINE, "--to", "-1", "--reason", "x"], ["keys", "add", "ana"],
+        ["keys", "add", "ana", "--role", "god"], ["rollback", LINE, "--reason", " "],
+    ],
+)  # fmt: skip
+def test_wrong_words_are_exit_2_and_one_document(words: list[str], run: Run) -> None:
+    error = run(*words, "--json", code=2)["error"]
+
+    assert {"code", "message", "where", "cure"} == set(error)
+
+
+class TestKeys:
+    def test_a_key_is_printed_once_alone_on_standard_output(
+        self, esteira_home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from esteira.cli import main
+
+        with pytest.raises(SystemExit):
+            main(["keys", "add", "ana", "--role", "admin"])
+        out, err = capsys.readouterr()
+
+        assert out.startswith("esk_")
+        assert 1 == len(out.splitlines())
+        assert out.strip() not in err
+        with pytest.raises(SystemExit):
+            main(["keys", "ls", "--json"])
+        listed = capsys.readouterr().out
+        assert out.strip() not in listed
+        assert ["ana"] == [key["name"] for key in json.loads(listed)["keys"]]
+
+    def test_only_an_admin_gives_and_takes_keys(self, run: Run, keys: Callable[[str], None]) -> None:
+        keys("bob")
+        for words in (["add", "eve", "--role", "viewer"], ["revoke", "vera"]):
+            assert "not_allowed" == run("keys", *words, "--json", code=1)["error"]["code"]
+        keys("ana")
+        assert "vera" == run("keys", "revoke", "vera", "--json")["name"]
+        keys("vera")
+        assert "unknown_key" == run("release", "ls", "--json", code=1)["error"]["code"]
+
+    def test_the_ledger_knows_every_key_and_none_of_them(self, run: Run, keys: Callable[[str], None]) -> None:
+        told = [entry for entry in ledger.log(registry().store) if entry.kind == "key"]
+
+        assert [("somebody", "ana"), ("ana", "lia"), ("ana", "bob"), ("ana", "vera")] == [
+            ("somebody" if number == 0 else entry.actor, entry.evidence["name"]) for number, entry in enumerate(told)
+        ]
+        assert "esk_" not in json.dumps([entry.to_dict() for entry in told])

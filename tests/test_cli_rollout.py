@@ -1,0 +1,149 @@
+"""`esteira rollout` and `esteira tick`: what scripts rely on, and how a loop begins, goes on and ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esteira import locks
+from esteira.cli import main
+from esteira.rollout import control, files
+from tests.rollouts import ANA, LINE, World, home_template, world
+
+__all__ = ["home_template", "world"]
+
+
+@pytest.fixture
+def live(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world as a command sees it: by the environment, at the present time."""
+    from datetime import UTC, datetime
+
+    monkeypatch.setenv("ESTEIRA_HOME", str(world.home))
+    world.now = datetime.now(UTC)
+    return world
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    """The JSON document of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--json"])
+    out = capsys.readouterr().out
+    assert code == ended.value.code, out
+    (line,) = out.splitlines()
+    return json.loads(line)
+
+
+class TestRollout:
+    def test_a_course_by_commands(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "none" == ask(capsys, "rollout", "status", LINE)["status"]
+        found = ask(capsys, "rollout", "start", LINE, "--reason", "October", "--option", "min_samples=100")
+        assert ("running", 10.0) == (found["status"], found["percent"])
+        assert {"status", "percent", "since", "arms", "verdict"} <= set(found)
+        assert "hold" == ask(capsys, "rollout", "tick", LINE)["done"]
+        assert "paused" == ask(capsys, "rollout", "pause", LINE, "--reason", "holiday")["status"]
+        assert "running" == ask(capsys, "rollout", "resume", LINE, "--reason", "over")["status"]
+        found = ask(capsys, "rollout", "rollback", LINE, "--reason", "complaints")
+        assert ("rolled_back", 0.0, None) == (found["status"], found["percent"], found["verdict"])
+
+    def test_a_promotion_by_command(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        ask(capsys, "rollout", "start", LINE, "--version", "2", "--policy", "rules", "--reason", "r")
+        assert "approved" == ask(capsys, "rollout", "promote", LINE, "--reason", "urgent")["status"]
+        assert 2 == live.aliases["champion"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "name"),
+        [
+            (("rollout", "start", LINE), 2, "usage"),
+            (("rollout", "start", LINE, "--reason", " "), 2, "no_reason"),
+            (("rollout", "start", LINE, "--reason", "r", "--option", "x"), 2, "usage"),
+            (("rollout", "start", LINE, "--reason", "r", "--option", "x=1", "--option", "x=2"), 2, "usage"),
+            (("rollout", "start", LINE, "--reason", "r", "--version", "1"), 1, "same_version"),
+            (("rollout", "start", LINE, "--reason", "r", "--policy", "luck"), 2, "unknown_policy"),
+            (("rollout", "status", "No Line"), 2, "bad_line"),
+            (("rollout", "tick", "../etc"), 2, "bad_line"),
+            (("rollout", "pause", LINE, "--reason", "r"), 1, "no_rollout"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+    )
+    def test_what_is_wrong_is_said_as_a_letter(
+        self, arguments: tuple[str, ...], code: int, name: str, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        error = ask(capsys, *arguments, code=code)["error"]
+        assert name == error["code"]
+        assert error["cure"]
+
+    def test_a_person_reads_a_few_lines(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main(["rollout", "start", LINE, "--reason", "October"])
+        told = capsys.readouterr().err
+        assert "running, candidate 10 %" in told
+        assert "candidate v2" in told
+        assert "control   v1" in told
+        files.path(live.home, LINE).write_text("{", encoding="utf-8")
+        with pytest.raises(SystemExit):
+            main(["rollout", "status", LINE])
+        assert "unreadable" in capsys.readouterr().err
+
+
+class TestTick:
+    def test_one_look_at_every_line(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        assert {"lines": []} == ask(capsys, "tick")
+        live.do(control.start)
+        (found,) = ask(capsys, "tick")["lines"]
+        assert (LINE, "hold", "running", 10.0) == tuple(found[name] for name in ("line", "action", "status", "percent"))
+
+    def test_a_line_that_fails_is_told_and_does_not_stop_the_others(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        (live.home / "rollouts" / "No Line.json").write_text("{", encoding="utf-8")
+        found = ask(capsys, "tick", code=1)["lines"]
+        assert ["bad_line"] == [one["error"]["code"] for one in found if "error" in one]
+        assert [LINE] == [one["line"] for one in found if "error" not in one]
+
+    def test_a_second_leader_is_refused(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        with locks.hold(live.home, "tick"):
+            assert "locked" == ask(capsys, "tick", code=1)["error"]["code"]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+    def test_a_loop_looks_again_and_ends_cleanly_when_told(self, number: signal.Signals, live: World) -> None:
+        live.do(control.start, actor=ANA)
+        loop = subprocess.Popen(
+            [sys.executable, "-m", "esteira.cli", "tick", "--every", "1", "--json"],
+            env={**os.environ, "ESTEIRA_HOME": str(live.home)}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert loop.stdout is not None
+            seen = [json.loads(loop.stdout.readline()) for _ in range(2)]
+            assert [LINE, LINE] == [one["lines"][0]["line"] for one in seen]
+            loop.send_signal(number)
+            assert 0 == loop.wait(timeout=60)
+        finally:
+            loop.kill()
+            loop.communicate()
+
+    def test_a_loop_that_was_killed_leaves_nothing_that_stops_the_next(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        loop = subprocess.Popen(
+            [sys.executable, "-m", "esteira.cli", "tick", "--every", "600"],
+            env={**os.environ, "ESTEIRA_HOME": str(live.home)}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while "pid" not in _lock(live.home) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        loop.kill()
+        loop.wait()
+        assert "running" == ask(capsys, "tick")["lines"][0]["status"]
+
+
+def _lock(home: Path) -> str:
+    file = home / "locks" / "tick.lock"
+    return file.read_text(encoding="utf-8") if file.exists() else ""

@@ -1,0 +1,266 @@
+"""A truth that comes later counts once, for the arm and stage that answered, and anything else is refused by name."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from esteira.errors import DataError, OutsideError
+from esteira.rollout.outcomes import outcome_of
+from esteira.rollout.sums import labelled
+from esteira.store import Store
+from families.tabular import FAMILY
+from serving import shapes
+from serving.feedback import _asked
+from serving.problems import Problem
+from tests.rollout_fakes import TEST, Line, Model, load_models
+from tests.serving_fakes import LINE, FakeSource, ask, make_api
+from tests.stores import sqlite_store, sqlite_template
+from tests.test_split import EARLY, LATE
+
+__all__ = ["sqlite_store", "sqlite_template"]
+
+
+@pytest.fixture
+def models() -> dict[int, Model]:
+    return {1: Model(), 2: Model()}
+
+
+@pytest.fixture
+def line(
+    tmp_path: Path, sqlite_store: Store, models: dict[int, Model], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Line]:
+    load_models(monkeypatch, models)
+    made = Line(tmp_path, sqlite_store, models=models)
+    made.write(20, stage=1)
+    yield made
+    made.stop()
+
+
+def test_a_truth_counts_for_the_arm_and_stage_that_answered(line: Line) -> None:
+    """H-41: accuracy only on units with a later label, attributed to the serving arm and stage."""
+    for unit in (EARLY, LATE):
+        line.ask(unit=unit, headers={"x-request-id": f"request-of-{unit}"})
+    line.write(50, stage=2, look=False)
+    right = line.label(request_id=f"request-of-{EARLY}", truth="yes")
+    wrong = line.label(request_id=f"request-of-{LATE}", truth="no")
+
+    assert (200, "candidate", 2, 1, 1.0, True) == (
+        right[0], *(right[1][name] for name in ("arm", "version", "stage", "outcome", "counted")),
+    )  # fmt: skip
+    assert (200, "control", 1, 1, 0.0) == (
+        wrong[0], *(wrong[1][name] for name in ("arm", "version", "stage", "outcome")),
+    )  # fmt: skip
+    sums = line.sums()
+    assert (1, 1.0) == (sums[1]["candidate"].labelled, sums[1]["candidate"].accuracy)
+    assert (1, 0.0) == (sums[1]["control"].labelled, sums[1]["control"].accuracy)
+    assert 2 not in sums, "the stage is that of the answer, not of the truth"
+    assert f'esteira_rollout_labels_total{{arm="candidate",line="{LINE}"}} 1.0' in line.page()
+
+
+def test_a_truth_that_comes_twice_counts_once(line: Line) -> None:
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    said = [line.label(request_id="r1", truth=truth)[1] for truth in ("yes", "no")]
+
+    assert [(True, 1.0), (False, 1.0)] == [(found["counted"], found["outcome"]) for found in said]
+    assert 1 == line.sums()[1]["candidate"].labelled
+
+
+def test_a_truth_may_name_the_unit(line: Line) -> None:
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    status, found = line.label(unit=EARLY, truth="yes")
+
+    assert (200, "r1", "candidate") == (status, found["request_id"], found["arm"])
+
+
+def test_each_row_of_a_request_has_a_truth_of_its_own(line: Line) -> None:
+    line.ask([{}, {}, {}], unit=EARLY, headers={"x-request-id": "r1"})
+    for row, truth in enumerate(("yes", "no")):
+        assert 200 == line.label(request_id="r1", row=row, truth=truth)[0]
+
+    assert (2, 1.0) == (line.sums()[1]["candidate"].labelled, line.sums()[1]["candidate"].outcome)
+    assert 404 == line.label(request_id="r1", row=3, truth="yes")[0]
+
+
+def test_a_unit_that_the_champion_answered_for_the_candidate_has_no_truth(line: Line, models: dict[int, Model]) -> None:
+    models[2].does = lambda _: 1 / 0
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+
+    assert 404 == line.label(request_id="r1", truth="yes")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        (b"{", 400, "bad_json", None),
+        (b'{"truth": NaN, "unit": "a"}', 400, "nan_token", None),
+        (b"[]", 422, "wrong_type", None),
+        (b"{}", 422, "missing_field", "request_id"),
+        (b'{"request_id": "r1"}', 422, "missing_field", "truth"),
+        (b'{"request_id": "r1", "truth": null}', 422, "missing_field", "truth"),
+        (b'{"request_id": "r1", "unit": "a", "truth": 1}', 422, "missing_field", "request_id"),
+        (b'{"request_id": null, "truth": 1}', 422, "wrong_type", "request_id"),
+        (b'{"request_id": "", "truth": 1}', 422, "wrong_type", "request_id"),
+        (b'{"unit": 7, "truth": 1}', 422, "wrong_type", "unit"),
+        (b'{"request_id": "r1", "truth": 1, "row": -1}', 422, "wrong_type", "row"),
+        (b'{"request_id": "r1", "truth": 1, "row": true}', 422, "wrong_type", "row"),
+        (b'{"request_id": "r1", "truth": 1, "row": 1e99}', 422, "wrong_type", "row"),
+        (b'{"request_id": "r1", "truth": 1, "rows": 0}', 422, "unknown_field", "rows"),
+        (b'{"request_id": "nobody", "truth": "yes"}', 404, "unknown_answer", "request_id"),
+        (b'{"unit": "nobody", "truth": "yes"}', 404, "unknown_answer", "unit"),
+        (b'{"request_id": "r1", "truth": "perhaps"}', 422, "unknown_class", "truth"),
+        (b'{"request_id": "r1", "truth": {"a": [1]}}', 422, "unknown_class", "truth"),
+    ],
+)
+def test_what_is_no_truth_is_refused_by_name_and_counts_nothing(
+    line: Line, body: bytes, status: int, code: str, field: str | None
+) -> None:
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    found, document, _ = ask(line.api, "/v1/feedback", body)
+
+    assert (status, code, field) == (found, document["error"]["code"], document["error"]["field"])
+    assert 0 == line.sums()[1]["candidate"].labelled
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"key": "wrong"}, 401),
+        ({"method": "GET"}, 405),
+        ({"headers": {"content-type": "text/csv"}}, 415),
+    ],
+    ids=["no key", "method", "type"],
+)
+def test_a_truth_is_sent_as_rows_are(line: Line, options: dict[str, Any], status: int) -> None:
+    assert status == ask(line.api, f"/v1/{LINE}/feedback", b'{"unit": "a", "truth": 1}', **options)[0]
+
+
+def test_a_store_that_is_away_is_told_as_such(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise OutsideError("the store answers", code="store_away")
+
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    monkeypatch.setattr(line.rollouts, "label", away)
+    status, document = line.label(request_id="r1", truth="yes")
+    assert (503, "outside") == (status, document["error"]["code"])
+    monkeypatch.undo()
+
+    assert 200 == line.label(request_id="r1", truth="yes")[0]
+
+
+def test_a_service_without_a_registry_takes_no_truths(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_models(monkeypatch, {1: Model()})
+    api = make_api(FakeSource(LINE))
+
+    assert 404 == ask(api, "/v1/feedback", b'{"unit": "a", "truth": 1}')[0]
+
+
+# Outcomes
+
+
+CLASSES = {"post": {"classes": [False, True]}}
+VALUES = {"post": {"interval_quantile": 10.0}}
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "manifest", "expected"),
+    [
+        (True, True, CLASSES, 1.0),
+        ("true", True, CLASSES, 1.0),
+        (False, True, CLASSES, 0.0),
+        (100, 100, VALUES, 1.0),
+        (100, 105, VALUES, 0.5),
+        (100, 97.5, VALUES, 0.75),
+        (100, 111, VALUES, 0.0),
+        (0, 0.5, VALUES, 0.95),
+        (100, 105, {"post": {"interval_quantile": None}}, 1.0),
+        (100, 115, {"post": {}}, 0.5),
+    ],
+)
+def test_outcomes_of_a_table(truth: Any, prediction: Any, manifest: dict[str, Any], expected: float) -> None:
+    """A class is right or wrong; a value falls with its error, by the width that covers 90 % of the champion's own."""
+    assert expected == pytest.approx(outcome_of(FAMILY, truth, {"prediction": prediction}, manifest))
+
+
+@pytest.mark.parametrize("truth", [None, float("nan"), float("inf"), "many", {"a": 1}, [1]])
+def test_a_truth_that_is_none_of_the_label_s_is_refused(truth: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        outcome_of(FAMILY, truth, {"prediction": 1.0}, VALUES)
+    assert "bad_truth" == caught.value.code
+
+
+def test_a_family_that_takes_no_manifest_is_asked_without_it() -> None:
+    class Plain:
+        def outcome(self, truth: Any, answer: Any) -> float:
+            return float(truth - answer["prediction"])
+
+    assert 0.25 == outcome_of(Plain(), 1.25, {"prediction": 1.0}, VALUES)
+    for truth in (3.0, 0.0):
+        with pytest.raises(DataError, match="outside"):
+            outcome_of(Plain(), truth, {"prediction": 1.0}, VALUES)
+
+
+def test_labels_are_sums_of_outcomes(line: Line) -> None:
+    """H-41: running sums (count, sum, sum of squares), not raw payloads."""
+    for number, truth in enumerate(("yes", "no", "yes")):
+        line.ask(unit=LATE, headers={"x-request-id": f"r{number}"})
+        line.label(request_id=f"r{number}", truth=truth)
+    found = line.rollouts.sums(TEST)[1]["control"]
+
+    expected = labelled(1.0) + labelled(0.0) + labelled(1.0)
+    assert (expected.labelled, expected.outcome, expected.outcome_sq) == (
+        found.labelled,
+        found.outcome,
+        found.outcome_sq,
+    )
+
+
+# What the document of the API says of it
+
+
+TRUTHS = st.fixed_dictionaries(
+    {},
+    optional={
+        "request_id": st.one_of(st.none(), st.text(max_size=3), st.just("x" * 1001), st.integers()),
+        "unit": st.one_of(st.none(), st.text(max_size=3), st.booleans()),
+        "row": st.one_of(st.integers(-2, 3), st.just(1_000_000), st.just(2.0), st.booleans(), st.just(1.5), st.none()),
+        "truth": st.one_of(st.none(), st.booleans(), st.text(max_size=3), st.integers(), st.just([1])),
+        "rows": st.just(0),
+    },
+)
+
+
+@given(TRUTHS)
+def test_the_schema_of_a_truth_takes_what_the_service_reads(truth: dict[str, Any]) -> None:
+    try:
+        _asked(json.dumps(truth).encode())
+        read = True
+    except Problem:
+        read = False
+
+    assert read is Draft202012Validator(shapes.TRUTH).is_valid(truth), truth
+
+
+def test_the_document_describes_truths_where_they_are_taken(line: Line) -> None:
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    document = ask(line.api, "/openapi.json", method="GET")[1]
+    validate(document)
+
+    assert {"/v1/feedback", f"/v1/{LINE}/feedback"} <= set(document["paths"])
+    answer = document["paths"]["/v1/predict"]["post"]["responses"]["200"]
+    assert "X-Esteira-Arm" in answer["headers"]
+    said = line.label(request_id="r1", truth="yes")[1]
+    assert Draft202012Validator(shapes.LABELLED).is_valid(said)
+
+
+def test_the_document_is_silent_of_truths_where_none_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_models(monkeypatch, {1: Model()})
+    document = ask(make_api(FakeSource(LINE)), "/openapi.json", method="GET")[1]
+
+    assert not [path for path in document["paths"] if "feedback" in path]

@@ -1,0 +1,102 @@
+"""How a line's releases go: the family's words, params.yaml over them, the line's own block over that, and nothing unknown."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components import deploy
+from esteira.errors import ConfigError
+from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of
+from esteira.settings import Settings
+from pipelines.plan import Project, decide
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def params(folder: Path, document: Any) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def test_a_table_is_released_at_once_where_nobody_says_otherwise(settings: Settings, tmp_path: Path) -> None:
+    found = policy_of("tabular", settings, params=tmp_path / "none.yaml")
+
+    assert ("automatic", "direct", "rules", 168.0, False, 10_000) == (
+        found.approval_mode, found.rollout, found.rollout_policy, found.approval_hours, found.rehearse, found.min_samples,
+    )  # fmt: skip
+
+
+def test_a_family_that_says_nothing_waits_and_goes_by_shares() -> None:
+    found = ReleasePolicy.of(Asked(), approval_mode="required", rollout="staged")
+
+    assert ("required", "staged", True) == (found.approval_mode, found.rollout, found.rehearse)
+
+
+def test_a_lines_own_block_goes_over_its_familys(settings: Settings, tmp_path: Path) -> None:
+    path = params(
+        tmp_path,
+        {
+            "families": {"tabular": {"deploy": {"approval_mode": "required", "approval_hours": 72, "reason": "x"}}},
+            "lines": {"tabular@churn": {"deploy": {"rollout": "staged", "min_samples": 100}}},
+        },
+    )
+
+    family, line = (policy_of(name, settings, params=path) for name in ("tabular", "tabular@churn"))
+
+    assert ("required", "direct", 72.0) == (family.approval_mode, family.rollout, family.approval_hours)
+    assert ("required", "staged", 72.0, 100) == (
+        line.approval_mode, line.rollout, line.approval_hours, line.min_samples,
+    )  # fmt: skip
+
+
+def test_it_is_what_a_run_of_the_line_would_do(settings: Settings, tmp_path: Path) -> None:
+    """params.yaml is read in two places: by the plan of a run, and here for what people do later."""
+    document = {
+        "families": {"tabular": {"source": "a.csv", "target": "y", "deploy": {"approval_mode": "notify"}}},
+        "lines": {"tabular@b": {"source": "b.csv", "target": "y", "deploy": {"rollout": "staged"}}},
+    }
+    path = params(tmp_path, document)
+    for line in ("tabular", "tabular@b", "tabular@c"):
+        plan = decide(line, project=Project.model_validate(document), source="a.csv", target="y", name=None)
+        ours = policy_of(plan.line, settings, params=path)
+        assert ours == decided(deploy.Params.model_validate(plan.sections["deploy"]), plan.line)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"approval_mode": "perhaps"},
+        {"rollout": "slowly"},
+        {"rollout_policy": "luck"},
+        {"approval_hours": 0},
+        {"approval_hours": -1},
+        {"approval_hours": "soon"},
+        {"min_samples": -1},
+    ],
+)
+def test_what_is_not_to_be_said_is_refused_and_named(
+    section: dict[str, Any], settings: Settings, tmp_path: Path
+) -> None:
+    path = params(tmp_path, {"families": {"tabular": {"deploy": section}}})
+
+    with pytest.raises(ConfigError) as caught:
+        policy_of("tabular", settings, params=path)
+
+    assert "bad_params" == caught.value.code
+    assert f"deploy.{next(iter(section))}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "document",
+    [None, [], {"families": None}, {"families": {"tabular": None}}, {"families": {"tabular": {"deploy": None}}}],
+)
+def test_a_file_that_says_nothing_of_the_line_says_nothing(document: Any, settings: Settings, tmp_path: Path) -> None:
+    found = policy_of("tabular", settings, params=params(tmp_path, document))
+
+    assert "automatic" == found.approval_mode
