@@ -50,11 +50,14 @@ demo: setup  ## From nothing to an HTTP answer: data, the whole DAG, a served mo
 demo-release: setup  ## Releases on a synthetic clock: a good, a bad and an unseen candidate; ledger at, rollback, verify
 	@$(BIN)/esteira demo-release
 
-test: setup  ## Run the quick tests
-	@$(BIN)/python -m pytest -m "not slow"
+# A file's tests share what they set up, so a file is one process's. Slow tests compare times and sizes: one after the other.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-test-all: setup  ## Run every test, slow ones too
-	@$(BIN)/python -m pytest
+test: setup  ## Run the quick tests
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-all: test  ## Run every test, slow ones too
+	@$(BIN)/python -m pytest -m slow
 
 check: setup  ## Everything CI does: format, lint, types, import contracts, the quick tests
 	@began=$$SECONDS; \

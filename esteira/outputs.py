@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from esteira import crash
 from esteira.errors import OutsideError
@@ -26,8 +27,8 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             temporary = folder / f".{name}.{os.getpid()}.tmp"
-            waiting.append((temporary, folder / name))
-            with temporary.open("wb") as stream:
+            with _new(temporary) as stream:
+                waiting.append((temporary, folder / name))
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -52,3 +53,9 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     finally:
         for temporary, _ in waiting:
             temporary.unlink(missing_ok=True)
+
+
+def _new(path: Path) -> IO[bytes]:
+    """A new file to write; what has its name, left by a process of the same number or a link that was put there, is not followed."""
+    path.unlink(missing_ok=True)
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")  # noqa: PTH123

@@ -125,7 +125,7 @@ class Api:
         self._some = random.Random().getrandbits
         self._closing: Headers = ()
         self._pages = ThreadPoolExecutor(1, thread_name_prefix="metrics-page")
-        # Threads that models, the registry and batch predictions cannot take; the last have the loop's own to themselves.
+        # Threads that models, the registry and batch predictions cannot take; the last have their own.
         self._life = ThreadPoolExecutor(1, thread_name_prefix="life")
         self._outside = Outside(pace.seconds)
         self._described: tuple[Mapping[str, Deployment], bytes] | None = None
@@ -194,7 +194,6 @@ class Api:
             if self._split is not None:
                 self._split.close()
             self._life.shutdown(wait=False)
-            self._outside.close()
 
         async def watched(message: Message) -> None:
             kind = message["type"]
@@ -294,7 +293,7 @@ class Api:
             elif route.name == "bento":
                 status, size = await ask_bento(self._inner, scope, receive, send, request_id, self._closing)
             else:
-                status, content_type, answer = await self._page(route, scope, headers, receive, role)
+                status, content_type, answer = await self._page(route, scope, headers, receive, role, request_id)
                 size = len(answer)
                 await send_json(send, status, answer, request_id, content_type, self._closing)
         except Problem as problem:
@@ -361,14 +360,16 @@ class Api:
         return predictor
 
     async def _page(
-        self, route: Route, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, role: str
+        self, route: Route, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, role: str, request_id: bytes
     ) -> tuple[int, bytes, bytes]:
         """Status, content type and body of everything but predictions."""
         if self._jobs is not None and route in (routes.BATCH_PREDICT, routes.BATCH_PREDICTIONS):
+            # One that was made here is of this request alone.
+            given = request_id.decode() if headers.get(b"x-request-id") == request_id else ""
             body = await self._bodies.read(receive, routes.declared_length(headers), asked=b"expect" in headers)
             try:
                 async with asyncio.timeout(self._outside.seconds) as limit:
-                    status, document = await self._jobs.handle(scope["method"], scope["path"], body, role)
+                    status, document = await self._jobs.handle(scope["method"], scope["path"], body, role, given)
             except TimeoutError as error:
                 if not limit.expired():
                     raise

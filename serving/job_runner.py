@@ -4,17 +4,15 @@ A job whose service was killed is begun again by whoever looks next and has its 
 times without a part, and it failed.
 """
 
-import contextlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +21,14 @@ from esteira.errors import EsteiraError, OutsideError
 from esteira.settings import Settings
 from serving.deployments import Source
 from serving.faults import worded
+from serving.job_room import room
+from serving.outside import in_thread
 
 if TYPE_CHECKING:
     from esteira.store import BatchJob, BatchJobs
 
-_BEAT = 0.5  # seconds between two looks at a job's process
+_BEAT = 0.5  # seconds between two looks at a job's process, or at its bundle on the way
+_FETCH = 600.0  # seconds after which a fetch counts as one that hangs: meanwhile the job holds the one place
 _END = 4.0  # seconds that it has to stop
 _AGAIN = 10.0  # seconds before a job is begun again that stopped by itself
 _LONGEST = 30.0
@@ -104,17 +105,27 @@ class JobRunner:
             jobs.tell(job.job_id, self._owner, state="queued", queued_at=now(), tries=tries, **values)
             return pause
 
+        fetching, until = in_thread(lambda: self._folder(job)), time.monotonic() + _FETCH
+        while not wait((fetching,), _BEAT).done:
+            if self._ending:
+                jobs.tell(job.job_id, self._owner, state="queued", tries=job.tries - 1)
+                return 0.0
+            if time.monotonic() > until:
+                return later(0.0, tries=job.tries)
+            if not jobs.tell(job.job_id, self._owner):
+                return 0.0  # cancelled
         try:
-            folder = self._folder(job)
-        except OutsideError:
+            folder = fetching.result()
+        except EsteiraError as error:
+            # What is away, or held by another process that fetches it, may be had later.
+            if not isinstance(error, OutsideError) and error.code != "locked":
+                return failed(error.code, error.message)
             later(0.0, tries=job.tries - 1)
             raise
-        except EsteiraError as error:
-            return failed(error.code, error.message)
         if folder is None:
             return failed("bundle_gone", f"bundle {job.bundle_id[:12]} of {job.line} is not there any more")
-        with _room(job.job_id) as room:
-            process = _Process(self._words(job, folder), room)
+        with room(job.job_id) as (place, lock):
+            process = _Process(self._words(job, folder), place, lock)
             try:
                 while not process.ended(_BEAT) and not self._ending:
                     if not jobs.tell(job.job_id, self._owner, **_told(job, process)):
@@ -157,22 +168,19 @@ class JobRunner:
 
 def _told(job: "BatchJob", process: "_Process") -> dict[str, Any]:
     """What the store is told; with a new part the tries begin anew."""
-    counts = process.counts()
-    if counts and counts["processed"] + counts["error"] > job.processed + job.error:
-        counts["tries"] = 0
-    return counts
+    said = process.counts()
+    if said and said["processed"] + said["error"] > job.processed + job.error:
+        said["tries"] = 0
+    return said
 
 
-@contextlib.contextmanager
-def _room(job_id: str) -> Iterator[Path]:
-    """A temporary folder of a job, for the copies of its source; what a killed service left of the same job goes too."""
-    folder = Path(tempfile.gettempdir(), f"esteira-batch-{job_id}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def counts(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the store is told of a summary of `esteira.batch`.
+
+    Where the rows are not known, as while a source is copied, it keeps what was known of them before.
+    """
+    known = {name: said[name] for name in ("processed", "error")}
+    return known if said["rows"] is None else {**known, "rows": said["rows"], "progress": said["progress"]}
 
 
 class _Process:
@@ -180,19 +188,20 @@ class _Process:
 
     Args:
         words: of the job.
-        room: its folder for temporary files.
+        place: its folder for temporary files.
+        lock: a descriptor that it holds as long as it lives.
 
     Attributes:
         state: of the last summary.
         failure: `{"code", "message"}` once it failed.
     """
 
-    def __init__(self, words: dict[str, Any], room: Path) -> None:
+    def __init__(self, words: dict[str, Any], place: Path, lock: int) -> None:
         path = os.pathsep.join([str(Path(esteira.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "esteira.batch"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "TMPDIR": str(room)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(lock,),
+            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "TMPDIR": str(place)},
         )  # fmt: skip
         self.state = "running"
         self.failure: dict[str, str] | None = None
@@ -228,8 +237,7 @@ class _Process:
 
     def counts(self) -> dict[str, Any]:
         """What the store is told."""
-        said = self._summary
-        return {name: said[name] for name in ("rows", "processed", "error", "progress")} if said else {}
+        return counts(self._summary) if self._summary else {}
 
     def stop(self) -> None:
         """Let it stop where it may go on, or end it; then its last words are known."""

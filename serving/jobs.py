@@ -3,10 +3,12 @@
 Addresses are taken only below the roots of ESTEIRA_BATCH_ROOTS, links followed. No database is opened before it is needed.
 """
 
-import asyncio
+import hashlib
+import json
 import re
 import secrets
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from serving.body import BadBody, parse
 from serving.deployed import Deployed
 from serving.deployments import Deployment, Source
 from serving.job_runner import JobRunner
+from serving.outside import Outside
 from serving.problems import Problem
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 _SUBMIT = re.compile(r"/v1/models/([^/]+)/batch-predict")
 _JOBS = "/v1/batch-predictions"
 _JOB = re.compile(rf"{_JOBS}/([^/]+)(?:/(cancel|resume))?")
-_MOST = 100  # jobs that wait
+_MOST = 100  # jobs of a line that wait
+# Small parts are many files, each written, synced and told to the store; a tiny rate holds the one place for months.
+_LEAST_ROWS = 1000
 _LISTED = 100
 _RETRY = [(b"retry-after", b"5")]
 
@@ -44,8 +49,7 @@ class _Asked(BaseModel):
     data: Annotated[str, Field(min_length=1, max_length=1000)]
     out: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     format: Literal["parquet", "csv", "jsonl"] = "parquet"
-    # Small parts are many files, each written, synced and told to the store; a tiny rate holds the one place for months.
-    rows_per_part: Annotated[Annotated[int, Field(ge=1000, le=60_000)] | None, BeforeValidator(_whole)] = None
+    rows_per_part: Annotated[Annotated[int, Field(ge=_LEAST_ROWS, le=60_000)] | None, BeforeValidator(_whole)] = None
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     rate: Annotated[float, Field(ge=1, le=1e9)] | None = None
     keep: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=100)] = []
@@ -68,6 +72,7 @@ class Jobs:
     ) -> None:
         self._deployed, self._settings = deployed, settings
         self._runner = JobRunner(source, settings, self._store, period=period, lease=lease)
+        self._outside = Outside(settings.request_seconds)
         self._opened: BatchJobs | None = None
         self._lock = threading.Lock()
 
@@ -84,8 +89,14 @@ class Jobs:
         """Leave the job that is under way for whoever comes next; takes some seconds at most."""
         self._runner.stop()
 
-    async def handle(self, method: str, path: str, body: bytes, role: str) -> tuple[int, dict[str, Any]]:
+    async def handle(
+        self, method: str, path: str, body: bytes, role: str, request_id: str = ""
+    ) -> tuple[int, dict[str, Any]]:
         """Status and document of a request to one of these routes.
+
+        Args:
+            role: whose key it is.
+            request_id: that the caller gave, if any; what the same key submits with the same one and the same body is one job.
 
         Raises:
             Problem: 400, 403, 404, 405, 409, 422, 429 or 503.
@@ -104,11 +115,11 @@ class Jobs:
             )
         try:
             if submit:
-                return await asyncio.to_thread(self._submit, submit[1], body, role)
+                return await self._outside.ask(partial(self._submit, submit[1], body, role, request_id))
             if job is None:
-                return await asyncio.to_thread(self._list)
-            return await asyncio.to_thread(
-                {"look": self._look, "cancel": self._cancel, "resume": self._resume}[verb], job[1]
+                return await self._outside.ask(self._list)
+            return await self._outside.ask(
+                partial({"look": self._look, "cancel": self._cancel, "resume": self._resume}[verb], job[1])
             )
         except EsteiraError as error:
             raise Problem(
@@ -123,18 +134,21 @@ class Jobs:
                 self._opened = BatchJobs(Store.open(self._settings.database_url, tenant=self._settings.tenant))
             return self._opened
 
-    def _submit(self, model: str, body: bytes, role: str) -> tuple[int, dict[str, Any]]:
-        deployment = self._deployment(model)
+    def _submit(self, model: str, body: bytes, role: str, request_id: str) -> tuple[int, dict[str, Any]]:
         asked = _read(body)
+        job_id = _job_id(model, body, role, request_id)
+        # Made already, though its caller was told that it took too long. The line may have moved on since, and the file be gone.
+        if request_id and (made := self._store().find(job_id)) is not None:
+            return 202, _view(made)
+        deployment = self._deployment(model)
         if asked.format == "parquet":
             _must_write_parquet()
-        job_id = secrets.token_hex(16)
         data, root = self._allowed(asked.data, "data")
         out, _ = self._allowed(asked.out or f"{root.rstrip('/')}/batch-predictions/{job_id}", "out")
         if data.startswith("/") and not Path(data).exists():
             raise Problem(422, "missing_file", "there is no such file or folder", field="data")
         options = {"form": asked.format, "keep": asked.keep, "delimiter": asked.delimiter, "rate": asked.rate}
-        options |= {"rows_per_part": asked.rows_per_part, "max_bad_share": asked.max_bad_share}
+        options |= {"rows_per_part": _rows_per_part(asked), "max_bad_share": asked.max_bad_share}
         made = self._store().add(
             {
                 "job_id": job_id, "line": deployment.line, "version": deployment.version,
@@ -144,7 +158,10 @@ class Jobs:
         )  # fmt: skip
         if made is None:
             raise Problem(
-                429, "too_many_jobs", f"{_MOST} batch predictions wait already", headers=[(b"retry-after", b"60")]
+                429,
+                "too_many_jobs",
+                f"{_MOST} batch predictions of {deployment.line} wait already",
+                headers=[(b"retry-after", b"60")],
             )
         self._runner.wake()
         return 202, _view(made)
@@ -220,6 +237,23 @@ def _read(body: bytes) -> _Asked:
         name = ".".join(str(part) for part in first["loc"])[:200] or None
         code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(first["type"], "wrong_type")
         raise Problem(422, code, f"{name or 'the body'}: {first['msg']}", field=name) from error
+
+
+def _job_id(model: str, body: bytes, role: str, request_id: str) -> str:
+    """32 hexadecimal digits, the same for the same submission."""
+    if not request_id:
+        return secrets.token_hex(16)
+    asked = json.dumps([role, request_id, model, hashlib.sha256(body).hexdigest()])
+    return hashlib.sha256(asked.encode()).hexdigest()[:32]
+
+
+def _rows_per_part(asked: _Asked) -> int | None:
+    """Rows of a part; where only a rate is given what a batch takes for it, but no fewer than a caller may ask for."""
+    if asked.rows_per_part is not None or asked.rate is None:
+        return asked.rows_per_part
+    from esteira.batch.course import usual
+
+    return max(_LEAST_ROWS, usual(asked.rate)[0])
 
 
 def _must_write_parquet() -> None:

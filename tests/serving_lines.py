@@ -21,11 +21,16 @@ def add_version(
     place = Path(settings.artifacts) / "tabular--shop-buys" / f"run{number}" / "artifacts" / "model" / "bundle"
     if folder.exists():
         shutil.copytree(folder, place)
+    add_row(store, number, bundle_id, place.as_uri(), metrics)
+
+
+def add_row(store: Store, number: int, bundle_id: str, uri: str, metrics: Mapping[str, float] | None = None) -> None:
+    """Put the row of a version into the store."""
     with store.begin() as connection:
         store.add_version(
             connection,
             {
-                "line": LINE, "version": number, "bundle_id": bundle_id, "uri": place.as_uri(), "mlflow_run_id": f"run{number}",
+                "line": LINE, "version": number, "bundle_id": bundle_id, "uri": uri, "mlflow_run_id": f"run{number}",
                 "run_id": f"run{number}", "data_hash": "d" * 64, "code_revision": "unknown", "params_hash": "p" * 64,
                 "params": {}, "metrics": dict(metrics or {}), "actor": "the tests", "state": "validated",
             },

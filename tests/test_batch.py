@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -37,7 +38,7 @@ from esteira.batch import (
     run,
     text,
 )
-from esteira.batch.blocks import most_rows
+from esteira.batch.blocks import Place, most_rows
 from esteira.batch.columns import Columns
 from esteira.batch.files import opened
 from esteira.batch.place import JOURNAL, Bucket, place_of
@@ -574,6 +575,19 @@ class TestPlaces:
         assert "linked" == refused.value.code
         assert before == (other.read_bytes() if other.is_file() else sorted(other.rglob("*")))
 
+    @pytest.mark.parametrize("name", ["progress.json", "parts/00000.parquet", "journal.jsonl"])
+    def test_a_link_under_a_temporary_name_is_not_followed(self, name: str, tmp_path: Path) -> None:
+        place, other = place_of(str(tmp_path / "out")), tmp_path / "other"
+        other.write_bytes(b"not ours")
+        path = tmp_path / "out" / name
+
+        with place.alone():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to(other)
+            place.put(name, b"ours")
+
+        assert (b"not ours", b"ours") == (other.read_bytes(), path.read_bytes())
+
     def test_a_link_that_is_made_while_it_runs_is_not_followed(self, tmp_path: Path) -> None:
         place, other = place_of(str(tmp_path / "out")), tmp_path / "other"
         other.write_bytes(b"not ours")
@@ -598,10 +612,11 @@ class TestPlaces:
     ) -> None:
         assert 99_999 == journal.MOST_PARTS
         monkeypatch.setattr(journal, "MOST_PARTS", 3)
-        known, unknown = write(tmp_path / "rows.csv", some_rows(8)), tmp_path / "rows.json"
+        known, unknown = write(tmp_path / "rows.parquet", some_rows(8)), tmp_path / "rows.json"
         unknown.write_text(json.dumps(some_rows(8)), encoding="utf-8")
+        bounded = write(tmp_path / "rows.csv", some_rows(8))
 
-        for data, parts in ((known, 0), (unknown, 3)):
+        for data, parts in ((known, 0), (bounded, 3), (unknown, 3)):
             out = tmp_path / f"out-{data.suffix}"
             with pytest.raises(ConfigError) as refused:
                 _run(bundle, data, out, rows_per_part=2)
@@ -609,7 +624,18 @@ class TestPlaces:
             assert "more rows a part" in refused.value.cure
             assert parts == (len(answered(out)) // 2 if (out / "parts").exists() else 0)
         # Where it is known beforehand, the same folder takes the cure.
-        assert 3 == _run(bundle, known, tmp_path / "out-.csv", rows_per_part=3).parts
+        assert 3 == _run(bundle, known, tmp_path / "out-.parquet", rows_per_part=3).parts
+
+    def test_lines_that_are_no_rows_of_their_own_count_for_no_part(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(journal, "MOST_PARTS", 3)
+        rows = some_rows(6)
+        rows[0]["note"] = "a\n" * 20
+
+        summary = _run(bundle, write(tmp_path / "rows.csv", rows), tmp_path / "out", rows_per_part=2)
+
+        assert (6, 3) == (summary.rows, summary.parts)
 
     def test_what_answers_a_batch_that_was_begun_is_told(self, bundle: Path, tmp_path: Path) -> None:
         assert begun(str(tmp_path / "out")) is None
@@ -720,6 +746,26 @@ class TestS3:
         two.note(b"and\n", 6)
         with pytest.raises(Refused):
             one.note(b"or\n", 6)
+
+    def test_who_lost_the_journal_writes_nothing_over_what_is_noted(self, s3: Any) -> None:
+        begins = [
+            journal.Journal(Bucket("s3://lake/answers"), {"form": "jsonl"}, rows_per_part=1, usual=(1, 1))
+            for _ in range(2)
+        ]
+
+        def commit(which: int, data: bytes) -> None:
+            begins[which].commit(
+                data, hashlib.sha256(data).hexdigest(), following=Place(row=1), bad=1, errors=data + b"\n", warnings=Counter()
+            )  # fmt: skip
+
+        commit(0, b"one")
+        with pytest.raises(Refused) as refused:
+            commit(1, b"another")
+
+        assert "locked" == refused.value.code
+        keys = ("answers/parts/00000.jsonl", "answers/errors/00000.jsonl")
+        assert [b"one", b"one\n"] == [s3.get_object(Bucket="lake", Key=key)["Body"].read() for key in keys]
+        commit(0, b"two")
 
     def test_a_note_that_is_sent_twice_because_its_answer_was_lost_is_no_other_run(self, s3: Any) -> None:
         class Lossy:

@@ -4,6 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +17,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from esteira.batch import Job, Stopped, Summary, run
 from esteira.batch.place import place_of
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused, SourceError
+from esteira.registry import Registry, artefacts
 from esteira.settings import Settings, load_settings
 from esteira.store import BatchJob, BatchJobs, Store
 from esteira.store.store import now
-from serving.deployments import Deployment, Folder
+from serving.deployments import Deployment, Folder, FromRegistry, Source
+from serving.job_room import room
+from serving.job_runner import counts
 from serving.jobs import Jobs
 from serving.problems import Problem
 from tests.batches import answered, errors, some_rows, write
+from tests.serving_lines import add_row, point_champion
 from tests.serving_process import Service as Running
 from tests.serving_process import descendants, gone
 from tests.small_bundle import make_bundle
@@ -34,10 +42,9 @@ LINE = "tabular@shop-buys"
 
 
 class Service:
-    """Jobs as a service has them, over one bundle; `root` is where data and results may lie."""
+    """Jobs as a service has them, over what a source has; `root` is where data and results may lie."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        source = Folder(folder)
+    def __init__(self, source: Source, settings: Settings) -> None:
         deployed: Any = SimpleNamespace(now={LINE: source.current(LINE)}, lines=(LINE, "tabular@empty"))
         self.settings, self.source, self.deployed = settings, source, deployed
         self.jobs = self.made()
@@ -45,12 +52,15 @@ class Service:
     def made(self, lease: float = 30.0) -> Jobs:
         return Jobs(self.deployed, self.source, self.settings, period=0.05, lease=lease)
 
-    def ask(self, path: str, document: Any = None, *, method: str = "", jobs: Jobs | None = None) -> tuple[int, Any]:
+    def ask(
+        self, path: str, document: Any = None, *, method: str = "", jobs: Jobs | None = None, role: str = "caller",
+        request_id: str = "",
+    ) -> tuple[int, Any]:  # fmt: skip
         body = document if isinstance(document, bytes) else b"" if document is None else json.dumps(document).encode()
         verb = method or ("GET" if document is None else "POST")
         assert (jobs or self.jobs).takes(path)
         try:
-            return asyncio.run((jobs or self.jobs).handle(verb, path, body, "caller"))
+            return asyncio.run((jobs or self.jobs).handle(verb, path, body, role, request_id))
         except Problem as problem:
             return problem.status, problem.error
 
@@ -86,7 +96,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(bundle: Path, root: Path, sqlite_store: Store) -> Iterator[Service]:
     url = sqlite_store.engine.url.render_as_string(hide_password=False)
-    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
+    made = Service(Folder(bundle), load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
     yield made
     made.jobs.stop()
 
@@ -248,19 +258,24 @@ def test_a_part_that_was_finished_makes_the_tries_begin_anew(service: Service, r
 
 
 @pytest.mark.parametrize(
-    ("error", "state"),
-    [(Refused, "failed"), (SourceError, "failed"), (OutsideError, "done")],
-    ids=["spoiled", "gone", "away"],
+    ("error", "code", "state"),
+    [
+        (Refused, "bundle_trouble", "failed"),
+        (SourceError, "bundle_trouble", "failed"),
+        (OutsideError, "bundle_trouble", "done"),
+        (Refused, "locked", "done"),
+    ],
+    ids=["spoiled", "gone", "away", "fetched by another process"],
 )
 def test_a_bundle_that_cannot_be_had_holds_no_other_job(
-    error: type[EsteiraError], state: str, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[EsteiraError], code: str, state: str, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, folder, troubles = write(root / "rows.csv", some_rows(10)), service.source.folder, [1]
 
     def troubled(deployment: Deployment) -> Path:
         if troubles:
             troubles.clear()
-            raise error("the bundle must be what was sealed", code="bundle_trouble", where="storage", cure="look there")
+            raise error("the bundle must be what was sealed", code=code, where="storage", cure="look there")
         return folder(deployment)
 
     monkeypatch.setattr(service.source, "folder", troubled)
@@ -276,6 +291,242 @@ def test_a_bundle_that_cannot_be_had_holds_no_other_job(
         assert str(_kept(service, second).finished_at) < str(_kept(service, first).finished_at), (
             "it waited behind the other"
         )
+
+
+class TestFetch:
+    """The bundle of a job takes long to come."""
+
+    @pytest.fixture
+    def asked(self) -> list[Deployment]:
+        """The bundles that were asked for."""
+        return []
+
+    @pytest.fixture
+    def comes(
+        self, service: Service, asked: list[Deployment], monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[threading.Event]:
+        """Lets the one come that was asked for first; the others come at once."""
+        monkeypatch.setattr("serving.job_runner._BEAT", 0.02)
+        folder, event = service.source.folder, threading.Event()
+
+        def slow(deployment: Deployment) -> Path:
+            asked.append(deployment)
+            if len(asked) == 1:
+                event.wait(120)
+            return folder(deployment)
+
+        monkeypatch.setattr(service.source, "folder", slow)
+        yield event
+        event.set()
+
+    def test_signs_of_life_are_given_meanwhile_so_that_it_is_begun_once(
+        self, service: Service, root: Path, asked: list[Deployment], comes: threading.Event
+    ) -> None:
+        job = service.submit(data=str(write(root / "rows.csv", some_rows(10))))
+        service.jobs.start()
+
+        def beats() -> bool:
+            kept = _kept(service, job)
+            return kept.started_at is not None and kept.beat_at is not None and kept.beat_at > kept.started_at
+
+        _until(beats)
+        assert ("running", 1) == (_kept(service, job).state, _kept(service, job).tries)
+        comes.set()
+        done = service.wait(job, _ended)
+        assert ("done", 10, 1) == (done["state"], done["processed"], len(asked))
+
+    def test_a_job_that_is_cancelled_meanwhile_holds_no_other(
+        self, service: Service, root: Path, asked: list[Deployment], comes: threading.Event
+    ) -> None:
+        data = str(write(root / "rows.csv", some_rows(10)))
+        first, second = service.submit(data=data), service.submit(data=data)
+        service.jobs.start()
+        _until(lambda: len(asked) == 1)
+
+        assert 200 == service.ask(f"/v1/batch-predictions/{first['id']}/cancel", {})[0]
+
+        assert "done" == service.wait(second, _ended)["state"]
+        assert not comes.is_set()
+        assert "cancelled" == service.wait(first, _ended)["state"]
+
+    def test_one_that_hangs_is_put_behind_the_others(
+        self,
+        service: Service,
+        root: Path,
+        asked: list[Deployment],
+        comes: threading.Event,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("serving.job_runner._FETCH", 0.1)
+        data = str(write(root / "rows.csv", some_rows(10)))
+        first, second = service.submit(data=data), service.submit(data=data)
+        service.jobs.start()
+
+        assert "done" == service.wait(second, _ended)["state"]
+        assert not comes.is_set()
+        assert "done" == service.wait(first, _ended)["state"]
+        assert 3 == len(asked)
+
+    def test_one_that_hangs_each_time_fails_its_job_in_the_end(
+        self, service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serving.job_runner._BEAT", 0.02)
+        monkeypatch.setattr("serving.job_runner._FETCH", 0.1)
+        ends = threading.Event()
+        monkeypatch.setattr(service.source, "folder", lambda _: ends.wait(120))
+        job = service.submit(data=str(write(root / "rows.csv", some_rows(10))))
+        service.jobs.start()
+        try:
+            failed = service.wait(job, _ended)
+        finally:
+            ends.set()
+
+        assert ("failed", "process_died") == (failed["state"], failed["failure"]["code"])
+
+    def test_a_service_that_ends_meanwhile_leaves_the_job_as_it_was(
+        self, service: Service, root: Path, asked: list[Deployment], comes: threading.Event
+    ) -> None:
+        job = service.submit(data=str(write(root / "rows.csv", some_rows(10))))
+        service.jobs.start()
+        _until(lambda: len(asked) == 1)
+
+        service.jobs.stop()
+
+        assert not comes.is_set()
+        assert ("queued", 0) == (_kept(service, job).state, _kept(service, job).tries)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Moto's server, which answers as S3 does, with a bucket `models`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="models")
+    yield client
+    # What it holds belongs to the process, and would be there for the next test.
+    for entry in client.list_objects_v2(Bucket="models").get("Contents", ()):
+        client.delete_object(Bucket="models", Key=entry["Key"])
+    server.stop()
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "graph.onnx"])
+def test_a_version_whose_bundle_is_gone_from_s3_fails_its_job_and_the_next_is_done(
+    lost: str, s3: Any, root: Path, tmp_path: Path, sqlite_store: Store
+) -> None:
+    settings = load_settings(
+        {
+            "ESTEIRA_DATABASE_URL": sqlite_store.engine.url.render_as_string(hide_password=False),
+            "ESTEIRA_BATCH_ROOTS": str(root), "ESTEIRA_HOME": str(tmp_path / "home"),
+            "ESTEIRA_ARTIFACTS": "s3://models/here",
+        },
+        None,
+    )  # fmt: skip
+    ids: list[str] = []
+    jobs: list[Any] = []
+    for number in (1, 2):
+        folder = tmp_path / f"v{number}"
+        ids.append(make_bundle(folder, weight=0.01 * number))
+        model = artefacts.put(folder, ids[-1], root=settings.artifacts, name="shop", run=f"run{number}", mlmodel="")
+        add_row(sqlite_store, number, ids[-1], artefacts.bundle_uri(model))
+    source = FromRegistry(Registry(settings), [LINE])
+    data, made = write(root / "rows.csv", some_rows(10)), Service(source, settings)
+    for number in (1, 2):
+        point_champion(sqlite_store, number, ids[number - 1])
+        made.deployed.now = {LINE: source.current(LINE)}
+        jobs.append(made.submit(data=str(data)))
+    s3.delete_object(Bucket="models", Key=f"here/shop/run1/artifacts/model/bundle/{lost}")
+
+    made.jobs.start()
+    try:
+        done, failed = (made.wait(job, _ended) for job in reversed(jobs))
+    finally:
+        made.jobs.stop()
+
+    assert ("failed", "missing_bundle", 1) == (failed["state"], failed["failure"]["code"], failed["version"])
+    assert ("done", 10, 2) == (done["state"], done["processed"], done["version"])
+
+
+def test_progress_stays_where_a_service_ends_before_the_rows_are_known(bundle: Path, root: Path) -> None:
+    words = Job(
+        bundle=bundle, data=str(write(root / "rows.csv", some_rows(300))), out=str(root / "out"), rows_per_part=100
+    )
+    told: list[Summary] = []
+    with pytest.raises(Stopped):
+        run(words, stop=lambda: len(told) >= 2, tell=told.append)
+
+    with pytest.raises(Stopped) as stopped:
+        run(words, stop=lambda: True)
+
+    assert stopped.value.summary.rows is None
+    assert {"processed": 200, "error": 0, "rows": 300, "progress": 66} == counts(vars(told[-1]))
+    assert {"processed": 200, "error": 0} == counts(vars(stopped.value.summary))
+
+
+class TestSubmittedTwice:
+    """A submission that was answered 503, because its time was up, may have made the job."""
+
+    def _submitted(self, service: Service, body: Any, **words: Any) -> Any:
+        status, job = service.ask(f"/v1/models/{words.pop('model', LINE)}/batch-predict", body, **words)
+        assert 202 == status, job
+        return job
+
+    def test_with_its_request_id_it_is_the_same_job(self, service: Service, root: Path) -> None:
+        data = write(root / "rows.csv", some_rows(3))
+        first = self._submitted(service, {"data": str(data)}, request_id="order-17")
+
+        assert first == self._submitted(service, {"data": str(data)}, request_id="order-17")
+        assert [first] == service.ask("/v1/batch-predictions")[1]["jobs"]
+        data.unlink()
+        service.deployed.now = {}
+        again = self._submitted(service, {"data": str(data)}, request_id="order-17")
+        assert first == again, "the line moved on and the file is gone, but the job was made"
+
+    def test_everything_else_is_another_job(self, service: Service, root: Path) -> None:
+        body = {"data": str(write(root / "rows.csv", some_rows(3)))}
+        bundle_id = service.deployed.now[LINE].bundle_id
+        made = [
+            self._submitted(service, body, request_id="order-17"),
+            self._submitted(service, body, request_id="order-18"),
+            self._submitted(service, {**body, "keep": ["city"]}, request_id="order-17"),
+            self._submitted(service, body, request_id="order-17", role="operator"),
+            self._submitted(service, body, request_id="order-17", model=bundle_id),
+            self._submitted(service, body),
+            self._submitted(service, body),
+        ]
+
+        assert len(made) == len({job["id"] for job in made}) == len({job["out"] for job in made})
+
+    def test_what_was_refused_is_looked_at_anew(self, service: Service, root: Path) -> None:
+        body = {"data": str(root / "rows.csv")}
+        path = f"/v1/models/{LINE}/batch-predict"
+        assert (422, "missing_file") == _told(service.ask(path, body, request_id="order-17"))
+        write(root / "rows.csv", some_rows(3))
+
+        assert 202 == service.ask(path, body, request_id="order-17")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        ({}, None),
+        ({"rate": 1}, 1000),
+        ({"rate": 100}, 6000),
+        ({"rate": 1e6}, 60_000),
+        ({"rate": 1, "rows_per_part": 2000}, 2000),
+    ],
+)
+def test_a_part_of_a_job_has_a_thousand_rows_at_least_also_with_a_rate(
+    words: dict[str, Any], rows: int | None, service: Service, root: Path
+) -> None:
+    job = service.submit(data=str(write(root / "rows.csv", some_rows(3))), **words)
+
+    assert rows == _kept(service, job).options["rows_per_part"]
 
 
 def test_jobs_of_other_lines_and_bundles_are_left_to_other_services(service: Service, root: Path) -> None:
@@ -316,7 +567,7 @@ def test_the_temporary_files_of_a_job_go_with_its_process_however_it_ends(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     data = write(root / "rows.csv", some_rows(10_000))
     job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
-    left = tmp_path / "tmp" / f"esteira-batch-{job['id']}"
+    left = tmp_path / "tmp" / f"esteira-batch-{job['id']}-left"
     left.mkdir()
     former = left / "of a service that was killed"
     former.write_bytes(b"rows")
@@ -324,14 +575,81 @@ def test_the_temporary_files_of_a_job_go_with_its_process_however_it_ends(
     service.wait(job, lambda job: job["processed"] >= 1000)
 
     (pid,) = _processes()
+    (made,) = (tmp_path / "tmp").iterdir()
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    assert f"TMPDIR={left}".encode() in environment
+    assert made.name.startswith(f"esteira-batch-{job['id']}-")
+    assert f"TMPDIR={made}".encode() in environment
     assert not former.exists()
-    (left / "a copy of an object").write_bytes(b"rows")
+    (made / "a copy of an object").write_bytes(b"rows")
     os.kill(pid, signal.SIGKILL)
 
     assert "failed" == service.wait(job, _ended)["state"]
-    _until(lambda: not left.exists())
+    _until(lambda: not made.exists())
+
+
+class TestRoom:
+    @pytest.fixture
+    def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The temporary folder of this machine."""
+        (tmp_path / "tmp").mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+        return tmp_path / "tmp"
+
+    def test_two_runners_of_one_job_have_a_room_each(self, place: Path) -> None:
+        with room("a" * 32) as (first, _):
+            (first / "copy").write_bytes(b"rows")
+            with room("a" * 32) as (second, _):
+                assert first != second
+                assert (0o700, []) == (second.stat().st_mode & 0o777, list(second.iterdir()))
+            assert ([first], b"rows") == (list(place.iterdir()), (first / "copy").read_bytes())
+        assert [] == list(place.iterdir())
+
+    def test_what_is_no_room_stays(self, place: Path, tmp_path: Path) -> None:
+        kept = [
+            "esteira-batch-12345678",
+            "esteira-batch-x-1",
+            f"esteira-batch-{'a' * 32}",
+            f"esteira-batch-{'a' * 32}-link",
+        ]
+        for name in kept[:-1]:
+            (place / name).mkdir()
+        (tmp_path / "other").mkdir()
+        (place / kept[-1]).symlink_to(tmp_path / "other")
+
+        with room("a" * 32):
+            pass
+
+        assert sorted(kept) == sorted(path.name for path in place.iterdir())
+        assert (tmp_path / "other").is_dir()
+
+    def test_a_room_stays_until_the_process_ends_that_outlives_its_service(self, place: Path) -> None:
+        code = (
+            "import subprocess, sys; from serving.job_room import room\n"
+            "with room('a' * 32) as (folder, lock):\n"
+            "    words = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+            "    child = subprocess.Popen(words, pass_fds=(lock,), stdout=subprocess.DEVNULL)\n"
+            "    print(child.pid, folder, flush=True)\n"
+            "    sys.stdin.read()\n"
+        )
+        service = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(place)},
+        )  # fmt: skip
+        assert service.stdout is not None
+        pid, _, folder = service.stdout.readline().strip().partition(" ")
+        try:
+            service.kill()
+            service.communicate()
+            with room("b" * 32):
+                assert Path(folder).is_dir()
+        finally:
+            os.kill(int(pid), signal.SIGKILL)
+
+        def swept() -> bool:
+            with room("b" * 32):
+                return not Path(folder).exists()
+
+        _until(swept)
 
 
 def test_the_latest_jobs_are_listed_the_newest_first(service: Service, root: Path) -> None:
@@ -426,7 +744,7 @@ def test_a_link_that_is_made_after_the_submission_leads_nowhere(service: Service
 
 
 def test_without_roots_there_are_no_jobs_and_no_database_is_opened(bundle: Path, tmp_path: Path) -> None:
-    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": f"sqlite:///{tmp_path / 'none.db'}"}, None))
+    made = Service(Folder(bundle), load_settings({"ESTEIRA_DATABASE_URL": f"sqlite:///{tmp_path / 'none.db'}"}, None))
     made.jobs.start()
 
     assert (403, "no_batch_roots") == _told(made.ask(f"/v1/models/{LINE}/batch-predict", {"data": "/x"}))
@@ -477,7 +795,7 @@ def test_more_jobs_than_may_wait_are_turned_away(service: Service, root: Path, m
 
 def test_a_store_that_is_away_is_a_503_without_its_words(bundle: Path, root: Path) -> None:
     url = "postgresql+psycopg2://ana:s3cret@127.0.0.1:1/shop"
-    made = Service(bundle, load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
+    made = Service(Folder(bundle), load_settings({"ESTEIRA_DATABASE_URL": url, "ESTEIRA_BATCH_ROOTS": str(root)}, None))
 
     status, error = made.ask(f"/v1/batch-predictions/{'0' * 32}")
 
@@ -650,6 +968,25 @@ class TestStore:
         jobs = BatchJobs(store)
         assert jobs.add(_values("a"), most=1) is not None
         assert jobs.add(_values("b"), most=1) is None
+
+    def test_those_of_a_line_that_nobody_serves_keep_no_other_line_out(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        for name in ("a", "b"):
+            assert jobs.add({**_values(name), "line": "tabular@gone"}, most=2) is not None
+
+        assert jobs.add({**_values("c"), "line": "tabular@gone"}, most=2) is None
+        assert jobs.add(_values("d"), most=2) is not None
+
+    def test_one_that_is_there_is_given_as_it_is_also_where_no_more_may_wait(self, store: Store) -> None:
+        jobs = BatchJobs(store)
+        first = jobs.add(_values("a"), most=1)
+        assert first is not None
+
+        assert first == jobs.add({**_values("a"), "data": "/other"}, most=1)
+        assert jobs.move("a", ("queued",), state="cancelled")
+        again = jobs.add(_values("a"), most=1)
+        assert again is not None
+        assert "cancelled" == again.state
 
 
 def _values(job_id: str) -> dict[str, Any]:

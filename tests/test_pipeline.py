@@ -321,9 +321,9 @@ def test_a_worse_second_candidate_is_held_against_its_champion(project: Path) ->
 @pytest.mark.parametrize(
     ("step", "change", "point"),
     [
-        ("ingest", "max_rows=1000000", "outputs.before_rename@ingest"),
-        ("validate", "min_rows=11", "outputs.before_rename@validate"),
-        ("featurize", "test_size=0.25", "outputs.before_rename@featurize"),
+        pytest.param("ingest", "max_rows=1000000", "outputs.before_rename@ingest", marks=pytest.mark.slow),
+        pytest.param("validate", "min_rows=11", "outputs.before_rename@validate", marks=pytest.mark.slow),
+        pytest.param("featurize", "test_size=0.25", "outputs.before_rename@featurize", marks=pytest.mark.slow),
         ("train", "golden_rows=21", "outputs.before_rename@train"),
         ("evaluate", "calls=150", "bundle.before_seal"),
         ("register", "trials=150", "register.before_row"),
@@ -520,7 +520,10 @@ def test_a_rule_without_data_is_no_data_and_holds(project: Path) -> None:
     assert before == _champion(project)
 
 
-@pytest.mark.parametrize("fault", ["flipped", "missing", "unlisted"])
+@pytest.mark.parametrize(
+    "fault",
+    ["flipped", pytest.param("missing", marks=pytest.mark.slow), pytest.param("unlisted", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("command", ["run", "serve"])
 def test_a_champion_that_was_tampered_with_is_refused(command: str, fault: str, project: Path) -> None:
     version = _champion(project)

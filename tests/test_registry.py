@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from sqlalchemy.exc import DBAPIError
 
 from esteira import bundle as bundles
 from esteira import ledger
-from esteira.errors import ConfigError, OutsideError, Refused
-from esteira.registry import Registry, Version
+from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused, SourceError
+from esteira.registry import Registry, Version, artefacts
 from esteira.settings import Settings
 from esteira.store import Store
 from esteira.store import tables as t
@@ -650,13 +651,64 @@ class TestS3:
             registry.fetch(version)
         assert "bundle_manifest" == caught.value.code
         boto3.client("s3").delete_object(Bucket=bucket, Key=manifest)
-        with pytest.raises(OutsideError):
+        with pytest.raises(SourceError) as gone:
             registry.fetch(version)
+        assert "missing_bundle" == gone.value.code
         assert not folder.exists()
         elsewhere = Registry(settings.model_copy(update={"artifacts": f"s3://{bucket}/other"}))
         with pytest.raises(Refused) as caught:
             elsewhere.fetch(version)
         assert "outside_storage" == caught.value.code
+
+    def test_a_bundle_cannot_be_stored_in_a_bucket_that_is_not_there(self, bucket: str, bundle: Path) -> None:
+        bundle_id = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+
+        with pytest.raises(OutsideError) as caught:
+            artefacts.put(bundle, bundle_id, root="s3://another", name="tabular", run="r1", mlmodel="")
+
+        assert "artefacts_away" == caught.value.code
+
+    @pytest.mark.parametrize(
+        ("status", "said", "error", "code"),
+        [
+            (404, "NoSuchKey", SourceError, "missing_bundle"),
+            (404, "NoSuchBucket", SourceError, "missing_bundle"),
+            (403, "AccessDenied", OutsideError, "artefacts_away"),
+        ],
+    )
+    def test_a_bundle_is_gone_where_storage_says_so_and_away_where_it_may_not_be_read(
+        self,
+        status: int,
+        said: str,
+        error: type[EsteiraError],
+        code: str,
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        class Storage(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = f"<Error><Code>{said}</Code><Message>no</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Storage) as server:
+            serving = threading.Thread(target=server.serve_forever)
+            serving.start()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            try:
+                with pytest.raises(error) as caught:
+                    artefacts.fetch("s3://models/x/bundle", "ab" * 32, root="s3://models", place="", home=settings.home)
+            finally:
+                server.shutdown()
+                serving.join()
+
+        assert code == caught.value.code
 
 
 class TestLineage:

@@ -86,7 +86,9 @@ class BrokenPart:
     def takes(self, path: str) -> bool:
         return path.startswith("/v1/batch-predictions/")
 
-    async def handle(self, method: str, path: str, body: bytes, role: str) -> tuple[int, dict[str, Any]]:
+    async def handle(
+        self, method: str, path: str, body: bytes, role: str, request_id: str = ""
+    ) -> tuple[int, dict[str, Any]]:
         raise self.error
 
     def report(self) -> tuple[int, dict[str, Any]]:

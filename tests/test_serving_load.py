@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -456,7 +458,9 @@ class HangingJobs:
     def takes(self, path: str) -> bool:
         return path.startswith("/v1/batch-predictions/")
 
-    async def handle(self, method: str, path: str, body: bytes, role: str) -> tuple[int, dict[str, Any]]:
+    async def handle(
+        self, method: str, path: str, body: bytes, role: str, request_id: str = ""
+    ) -> tuple[int, dict[str, Any]]:
         await asyncio.to_thread(self.may.wait, 30)
         return 200, {}
 
@@ -538,11 +542,61 @@ def test_what_is_asked_outside_gives_what_it_gives_and_raises_what_it_raises() -
         outside = Outside(10.0)
         with pytest.raises(KeyError):
             await outside.ask(fails)
-        found = await outside.ask(lambda: "it")
-        outside.close()
-        return found
+        return await outside.ask(lambda: "it")
 
     assert "it" == asyncio.run(run())
+
+
+def test_a_process_ends_though_what_it_asked_outside_hangs() -> None:
+    code = """
+import asyncio, threading
+from serving.outside import Outside
+from serving.problems import Problem
+
+async def run():
+    try:
+        await Outside(0.05).ask(threading.Event().wait)
+    except Problem as problem:
+        print(problem.status)
+
+asyncio.run(run())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (0, "503\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_a_thread_that_cannot_be_had_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(work: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        outside = Outside(10.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("serving.outside.in_thread", fails)
+            for _ in range(THREADS):
+                with pytest.raises(RuntimeError):
+                    await outside.ask(lambda: None)
+        assert "it" == await outside.ask(lambda: "it")
+
+    asyncio.run(run())
+
+
+def test_a_batch_prediction_is_told_the_id_that_its_caller_gave_and_no_other(slow_api: Make) -> None:
+    told = []
+
+    class Listening(HangingJobs):
+        async def handle(
+            self, method: str, path: str, body: bytes, role: str, request_id: str = ""
+        ) -> tuple[int, dict[str, Any]]:
+            told.append(request_id)
+            return 202, {}
+
+    api = slow_api(jobs=Listening())
+    for headers in ({"x-request-id": "order-17"}, {"x-request-id": "not an id"}, {}):
+        assert 202 == asyncio.run(asked(api, "/v1/batch-predictions/1", headers=headers))[0]
+
+    assert ["order-17", "", ""] == told
 
 
 # The cache

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from esteira.errors import ConfigError, OutsideError
-from esteira.store import Store
+from esteira.store import BatchJobs, Store
 from esteira.store import tables as t
-from esteira.store.database import HEAD
+from esteira.store.database import HEAD, open_engine
 from tests.stores import sqlite_store, sqlite_template, store, store_url
 
 __all__ = ["sqlite_store", "sqlite_template", "store", "store_url"]
@@ -87,19 +87,7 @@ class TestSchema:
         assert [HEAD] == list(ScriptDirectory.from_config(config).get_heads())
 
     def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_its_rows(self, fresh_url: str) -> None:
-        from alembic import command
-        from alembic.config import Config
-
-        import esteira.store
-        from esteira.store.database import open_engine
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(esteira.store.__file__).parent / "migrations"))
-        engine = open_engine(fresh_url)
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "0001")
-        engine.dispose()
+        _migrated(fresh_url, "0001")
         assert "receipts" in _schema(fresh_url)
         store = Store(open_engine(fresh_url), "default")
         store.start_run(run_id="old", line="tabular")
@@ -110,6 +98,56 @@ class TestSchema:
         assert "receipts" not in _schema(fresh_url)
         assert ["old"] == [run.run_id for run in opened.list_runs()]
         opened.close()
+
+    def test_a_job_of_a_store_without_a_queue_waits_as_it_was_asked_for(self, fresh_url: str) -> None:
+        from alembic.autogenerate import compare_metadata
+        from alembic.migration import MigrationContext
+
+        _migrated(fresh_url, "0003")
+        asked = [datetime(2026, 11, 21, 10, minute, tzinfo=UTC) for minute in (30, 15)]
+        engine = open_engine(fresh_url)
+        with engine.begin() as connection:
+            former = sa.Table("batch_jobs", sa.MetaData(), autoload_with=connection)
+            assert not {"queued_at", "tries"}.intersection(former.c.keys())
+            for name, at in zip("ab", asked, strict=True):
+                connection.execute(sa.insert(former).values(
+                    tenant_id="default", job_id=name, line="tabular", bundle_id=HASH, data="/in", out="/out",
+                    options={"form": "csv"}, state="queued", processed=7, error=1, progress=3, created_by="ana", created_at=at,
+                ))  # fmt: skip
+        engine.dispose()
+
+        opened = Store.open(fresh_url)
+        jobs = BatchJobs(opened)
+
+        found = [jobs.find(name) for name in "ab"]
+        assert [(at, at, 0, 7, {"form": "csv"}) for at in asked] == [
+            (job.created_at, job.queued_at, job.tries, job.processed, job.options) for job in found if job is not None
+        ]
+        with pytest.raises(IntegrityError):
+            jobs.move("a", ("queued",), state="splendid")
+        claimed = jobs.claim("one", lease=60)
+        assert claimed is not None
+        assert ("b", 1) == (claimed.job_id, claimed.tries)
+        with opened.read() as connection:
+            assert [] == compare_metadata(
+                MigrationContext.configure(connection, opts={"compare_type": True}), t.metadata
+            )
+        opened.close()
+
+    def test_a_store_whose_third_migration_made_the_queue_already_loses_nothing(self, fresh_url: str) -> None:
+        opened = Store.open(fresh_url)
+        words = {"job_id": "a", "line": "tabular", "version": None, "bundle_id": HASH, "data": "/in", "out": "/out"}
+        BatchJobs(opened).add({**words, "options": {}, "created_by": "ana"}, most=1)
+        with opened.begin() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0003'")
+        opened.close()
+        before = _schema(fresh_url)
+
+        again = Store.open(fresh_url)
+
+        assert before == _schema(fresh_url)
+        assert ["a"] == [job.job_id for job in BatchJobs(again).latest(10)]
+        again.close()
 
     def test_every_table_has_a_tenant(self) -> None:
         assert all("tenant_id" in table.c for table in t.metadata.tables.values())
@@ -150,6 +188,22 @@ class TestSchema:
         assert "[]" == said.strip(), problem
 
 
+def _migrated(url: str, revision: str) -> None:
+    """Bring an empty database up to a former revision."""
+    from alembic import command
+    from alembic.config import Config
+
+    import esteira.store
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(esteira.store.__file__).parent / "migrations"))
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
 def _schema(url: str) -> dict[str, Any]:
     engine = sa.create_engine(url)
     inspector = sa.inspect(engine)
@@ -178,8 +232,6 @@ class TestAddress:
         assert "s3cret" not in str(caught.value) + repr(caught.value.__cause__)
 
     def test_a_store_does_not_show_its_password(self) -> None:
-        from esteira.store.database import open_engine
-
         assert "s3cret" not in repr(Store(open_engine("postgresql://ana:s3cret@127.0.0.1:1/none"), "default"))
 
     def test_a_full_disk_is_told_with_its_cure_and_changes_nothing(self, sqlite_store: Store) -> None:

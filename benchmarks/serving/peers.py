@@ -140,6 +140,7 @@ PEERS: tuple[Peer, ...] = (
     ),
     # Ours with one thing changed; run when asked for.
     _ours("esteira alone", ESTEIRA_BATCH_ROWS="1"),
+    _ours("esteira waiting", ESTEIRA_BATCH_MS="1"),
     _ours("esteira cached", ESTEIRA_ANSWER_CACHE="64MB"),
 )  # fmt: skip
 DEFAULT = ("esteira", "fastapi", "mlflow", "mlserver")

@@ -90,12 +90,12 @@ class Job:
                     code="bad_batch", where=f"--{word.replace('_', '-')}", cure="correct it",
                 )  # fmt: skip
 
-    @property
-    def usual(self) -> tuple[int, int]:
-        """Rows of a part and of a block, where nobody says: with a rate what a minute and a second bring."""
-        if self.rate is None:
-            return WINDOW_ROWS, ROWS
-        return min(WINDOW_ROWS, max(100, round(self.rate * 60))), min(ROWS, max(1, round(self.rate)))
+
+def usual(rate: float | None) -> tuple[int, int]:
+    """Rows of a part and of a block: with a rate (rows a second) what a minute and a second bring, of a part 100 at least."""
+    if rate is None:
+        return WINDOW_ROWS, ROWS
+    return min(WINDOW_ROWS, max(100, round(rate * 60))), min(ROWS, max(1, round(rate)))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,9 @@ def _run(
         "delimiter": job.delimiter,
     }
     most = most_rows(source)
-    journal = Journal(place, asked, rows_per_part=job.rows_per_part, usual=job.usual, most=most, watch=watch)
+    # Of text there are lines, which are more than its rows where cells have line ends or lines are empty.
+    exact = most if source.form == "parquet" else None
+    journal = Journal(place, asked, rows_per_part=job.rows_per_part, usual=usual(job.rate), rows=exact, watch=watch)
     course = _Course(job, answering, source, place, journal, most, tell)
     try:
         course.judge()

@@ -66,7 +66,7 @@ class Journal:
         *,
         rows_per_part: int | None,
         usual: tuple[int, int],
-        most: int | None = None,
+        rows: int | None = None,
         watch: Watch = lambda: None,
     ) -> None:
         """Read it, or begin it.
@@ -76,7 +76,7 @@ class Journal:
             asked: what makes another batch: source, bundle, form of the results.
             rows_per_part: the same; None takes what it began with.
             usual: what it begins with then, and the rows of a block.
-            most: a number that the rows of the source do not exceed; None where there is none.
+            rows: of the source, where their number is exact: so many must fit into the parts that there may be.
             watch: called between the parts that it notes, which are all read.
 
         Raises:
@@ -94,7 +94,7 @@ class Journal:
             self._asked["rows_per_part"] = rows_per_part
         found = place.read(JOURNAL)
         if found is None:
-            if most is not None and parts(most, self.rows_per_part) > MOST_PARTS:
+            if rows is not None and parts(rows, self.rows_per_part) > MOST_PARTS:
                 raise _too_many(self.rows_per_part)
             line = _line({**self._asked, "rows_per_part": self.rows_per_part, "block_rows": self.block_rows})
             crash.point("batch.before_start")
@@ -169,6 +169,7 @@ class Journal:
         noted, number = self.noted, self.noted.parts
         if number >= MOST_PARTS:
             raise _too_many(self.rows_per_part)
+        self._place.must_be_ours()
         crash.point("batch.before_errors")
         if errors:
             self._place.add_errors(number, errors, noted.errors)

@@ -70,6 +70,14 @@ class Place(Protocol):
         """
         ...
 
+    def must_be_ours(self) -> None:
+        """Before a part is written: the journal is still the one that this run knows.
+
+        Raises:
+            Refused: as `put`.
+        """
+        ...
+
     def note(self, line: bytes, at: int) -> None:
         """Let the journal go on at this offset with this line; what stood behind it was half a note.
 
@@ -162,6 +170,9 @@ class Folder:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def must_be_ours(self) -> None:
+        """It is: a run has the folder for itself."""
 
     def note(self, line: bytes, at: int) -> None:
         half = len(line) // 2
@@ -273,6 +284,11 @@ class Bucket:
         with s3.failures(f"{self.where}/{name}"):
             self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, ChecksumAlgorithm="SHA256")
 
+    def must_be_ours(self) -> None:
+        head = self._head(JOURNAL)
+        if head is None or str(head["ETag"]) != self._tag:
+            raise self._taken()
+
     def note(self, line: bytes, at: int) -> None:
         self._put_journal(self._journal[:at] + line)
 
@@ -295,8 +311,11 @@ class Bucket:
                 # A request whose answer was lost is sent again by itself, and then meets what it wrote.
                 answer = self._head(JOURNAL)
                 if answer is None or answer["ETag"] == self._tag or answer["Metadata"].get("run") != self._run:
-                    raise Refused(
-                        "a batch may be under way once at a time, but another run writes its journal",
-                        code="locked", where=self.where, cure="wait until it ends; the same command goes on then",
-                    ) from error  # fmt: skip
+                    raise self._taken() from error
         self._journal, self._tag = data, str(answer["ETag"])
+
+    def _taken(self) -> Refused:
+        return Refused(
+            "a batch may be under way once at a time, but another run writes its journal",
+            code="locked", where=self.where, cure="wait until it ends; the same command goes on then",
+        )  # fmt: skip

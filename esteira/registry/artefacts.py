@@ -18,9 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 from esteira import bundle as bundles
 from esteira import crash, locks
-from esteira.errors import ConfigError, OutsideError, Refused
+from esteira.errors import ConfigError, OutsideError, Refused, SourceError
 
 _STALE_SECONDS = 24 * 3600
+_GONE = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "404"})  # the ways of storages to say it
 
 
 def bundle_uri(model: str) -> str:
@@ -87,7 +88,8 @@ def fetch(uri: str, bundle_id: str, *, root: str, place: str, home: Path) -> Pat
 
     Raises:
         Refused: the address lies outside of storage, or the content is not the bundle.
-        OutsideError: storage cannot be reached.
+        SourceError: code `missing_bundle`; storage answers, and it is not there.
+        OutsideError: storage cannot be reached, or may not be read.
     """
     if uri.startswith("s3://"):
         return _fetch_s3(uri, bundle_id, root=root, home=home)
@@ -111,13 +113,14 @@ def sealed_id(uri: str, *, root: str) -> str:
 
     Raises:
         Refused: the address lies outside of storage.
-        OutsideError: storage cannot be reached.
+        SourceError: code `missing_bundle`; there is no such bucket.
+        OutsideError: storage cannot be reached, or may not be read.
     """
     if uri.startswith("s3://"):
         _require_s3(uri, root)
         bucket, prefix = _split_s3(uri)
         client = _client()
-        with _s3_errors():
+        with _s3_errors(uri):
             try:
                 content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}/{bundles.SEAL}")["Body"].read(100)
             except client.exceptions.NoSuchKey:
@@ -205,12 +208,21 @@ def _client() -> Any:
 
 
 @contextlib.contextmanager
-def _s3_errors() -> Iterator[None]:
+def _s3_errors(wanted: str = "") -> Iterator[None]:
+    """What goes wrong with S3 in the block becomes one of our errors; `wanted` is the address of a bundle that is read there."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (BotoCoreError, ClientError) as error:
+        code = str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+        if wanted and code in _GONE:
+            raise SourceError(
+                f"a bundle stays where it was stored, but storage says {code}",
+                code="missing_bundle",
+                where=wanted,
+                cure="see that the bucket and AWS_ENDPOINT_URL are right; if they are, register the version anew, or serve another one",
+            ) from error
         raise OutsideError(
             f"artefact storage answers, but it said: {type(error).__name__}: {str(error)[:200]}",
             code="artefacts_away",
@@ -272,7 +284,7 @@ def _download(uri: str, bundle_id: str, folder: Path) -> None:
         content: bytes = client.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
         return content
 
-    with _s3_errors():
+    with _s3_errors(uri):
         manifest = get(bundles.MANIFEST)
         if hashlib.sha256(manifest).hexdigest() != bundle_id:
             raise Refused(

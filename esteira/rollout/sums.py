@@ -93,7 +93,9 @@ class Sums:
         """
         latency = {int(bucket): int(count) for bucket, count in said["latency"].items()}
         whole = {name: int(said[name]) for name in ("served", "errors", "labelled", "sure")}
-        parts: dict[str, Any] = {name: float(said[name]) for name in ("outcome", "outcome_sq", "confidence", "confidence_sq")}
+        parts: dict[str, Any] = {
+            name: float(said[name]) for name in ("outcome", "outcome_sq", "confidence", "confidence_sq")
+        }
         if set(said) != {*whole, *parts, "latency"}:
             raise ValueError("sums have other fields")
         return cls(**whole, **parts, latency=latency)

@@ -30,22 +30,25 @@ class BatchJobs:
         self._store = store
 
     def add(self, values: Mapping[str, Any], *, most: int) -> BatchJob | None:
-        """Ask for one; None where `most` wait already.
+        """Ask for one; None where `most` of its line wait already. One of the same job_id that is there is given as it is.
 
         Args:
             values: job_id, line, version, bundle_id, data, out, options, created_by.
-            most: how many may wait.
+            most: how many of a line may wait: those that nobody can claim must not fill the queue of the others.
         """
         c = t.batch_jobs.c
         row = {"state": "queued", "processed": 0, "error": 0, "progress": 0, "tries": 0, **values}
         row["created_at"] = row["queued_at"] = now()
         with self._store.begin() as connection:
             self._store.serialise(connection, _CLAIM_LOCK)
-            waiting = sa.select(sa.func.count()).where(c.tenant_id == self._store.tenant, c.state == "queued")
+            if (found := self._one(connection, c.job_id == values["job_id"])) is not None:
+                return found
+            mine = c.tenant_id == self._store.tenant, c.line == values["line"], c.state == "queued"
+            waiting = sa.select(sa.func.count()).where(*mine)
             if connection.execute(waiting).scalar_one() >= most:
                 return None
             connection.execute(sa.insert(t.batch_jobs).values(tenant_id=self._store.tenant, **row))
-        return self.find(str(values["job_id"]))
+            return self._one(connection, c.job_id == values["job_id"])
 
     def find(self, job_id: str) -> BatchJob | None:
         """One, or None."""

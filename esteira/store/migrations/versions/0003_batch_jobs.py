@@ -31,16 +31,13 @@ def upgrade() -> None:
         sa.Column("failure", sa.JSON),
         sa.Column("created_by", sa.String(200), nullable=False),
         sa.Column("created_at", _TIME, nullable=False),
-        sa.Column("queued_at", _TIME, nullable=False),
         sa.Column("started_at", _TIME),
         sa.Column("finished_at", _TIME),
-        sa.Column("tries", sa.Integer, nullable=False),
         sa.Column("owner", sa.String(64)),
         sa.Column("beat_at", _TIME),
         sa.CheckConstraint("state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="ck_state"),
     )
-    op.create_index("ix_batch_jobs_state", "batch_jobs", ["tenant_id", "state", "queued_at"])
-    op.create_index("ix_batch_jobs_created", "batch_jobs", ["tenant_id", "created_at"])
+    op.create_index("ix_batch_jobs_state", "batch_jobs", ["tenant_id", "state", "created_at"])
 
 
 def downgrade() -> None:

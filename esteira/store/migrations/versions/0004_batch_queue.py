@@ -1,7 +1,4 @@
-"""Batch predictions wait in a queue and are begun a few times at most: when one was queued, and how often it was begun.
-
-The third migration made these columns itself for a while, so they are added where they are missing.
-"""
+"""The queue of batch predictions: when each was put at its end, and how often it was begun. A job may go behind the others."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,21 +12,22 @@ _TIME = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Add the columns; jobs of before were queued when they were asked for."""
-    there = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("batch_jobs")}
-    if "queued_at" not in there:
-        op.add_column("batch_jobs", sa.Column("queued_at", _TIME))
-        op.execute("UPDATE batch_jobs SET queued_at = created_at")
-        with op.batch_alter_table("batch_jobs") as table:
-            table.alter_column("queued_at", existing_type=_TIME, nullable=False)
-    if "tries" not in there:
-        op.add_column("batch_jobs", sa.Column("tries", sa.Integer, nullable=False, server_default="0"))
-        with op.batch_alter_table("batch_jobs") as table:
-            table.alter_column("tries", existing_type=sa.Integer, server_default=None)
+    """Add both; jobs that are there wait in the order in which they were asked for, and count as never begun."""
+    # For a while 0003 itself made the table as it is after this migration; a store of that time has nothing to gain.
+    if "queued_at" in {column["name"] for column in sa.inspect(op.get_bind()).get_columns("batch_jobs")}:
+        return
+    op.drop_index("ix_batch_jobs_state", table_name="batch_jobs")
+    op.add_column("batch_jobs", sa.Column("queued_at", _TIME))
+    op.add_column("batch_jobs", sa.Column("tries", sa.Integer))
+    op.execute("UPDATE batch_jobs SET queued_at = created_at, tries = 0")
+    # SQLite changes no column: there the table is made anew, with its rows and its check.
+    with op.batch_alter_table("batch_jobs") as table:
+        table.alter_column("queued_at", existing_type=_TIME, nullable=False)
+        table.alter_column("tries", existing_type=sa.Integer, nullable=False)
+    op.create_index("ix_batch_jobs_state", "batch_jobs", ["tenant_id", "state", "queued_at"])
+    op.create_index("ix_batch_jobs_created", "batch_jobs", ["tenant_id", "created_at"])
 
 
 def downgrade() -> None:
-    """The columns go; what waits waits in the order in which it was asked for."""
-    with op.batch_alter_table("batch_jobs") as table:
-        table.drop_column("tries")
-        table.drop_column("queued_at")
+    """The order of the queue would be lost."""
+    raise NotImplementedError("the way back is a backup; the jobs of this queue know an order that 0003 cannot hold")
