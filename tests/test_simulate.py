@@ -1,5 +1,6 @@
 """Simulated rollouts: the same seed gives the same figures, all policies see the same traffic, and the rules keep what H-43 asks."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -239,6 +240,16 @@ def test_every_policy_can_be_played(name: str) -> None:
     stream = Stream(BY_NAME["errors"], 1, 1, shares_of([policy]))
 
     assert "rolled_back" == play(policy, stream, planned(name, PLANS.get(name, {}))).ending
+
+
+def test_the_quick_way_to_new_sums_is_the_usual_one() -> None:
+    state = recorded("equal")[30]
+    sums = recorded("errors")[30].sums
+
+    assert dataclasses.replace(state, sums=sums) == state.with_sums(sums)
+    assert state != state.with_sums(sums)
+    with pytest.raises(TypeError, match="a rollout has no shares"):
+        state.changed({"shares": {}})
 
 
 def test_a_row_counts_endings_and_gives_each_share_its_interval() -> None:

@@ -1,7 +1,7 @@
 """The state of a rollout and what a policy may decide of it. Values only: reading and writing them is `esteira.rollout.files`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -9,6 +9,7 @@ from esteira.gate import Outcome, Result
 from esteira.rollout.sums import ArmName, Sums
 
 SCHEMA = 1
+_NOTHING = Sums()
 Status = Literal["running", "paused", "approved", "rolled_back", "inconclusive"]
 Action = Literal["hold", "advance", "promote", "roll_back", "inconclusive"]
 
@@ -75,7 +76,7 @@ class Rollout:
 
     def arm(self, name: ArmName, stage: int | None = None) -> Sums:
         """What an arm did in a stage, the present one by default."""
-        return self.sums.get(self.stage if stage is None else stage, {}).get(name, Sums())
+        return self.sums.get(self.stage if stage is None else stage, {}).get(name, _NOTHING)
 
     def seconds(self, now: datetime) -> float:
         """Seconds in this stage, pauses left out; never negative, whatever the clock does."""
@@ -84,7 +85,16 @@ class Rollout:
 
     def with_sums(self, sums: Mapping[int, Mapping[ArmName, Sums]]) -> "Rollout":
         """The same with these sums in the place of the former."""
-        return replace(self, sums=sums)
+        return self.changed({"sums": sums})
+
+    def changed(self, values: Mapping[str, Any]) -> "Rollout":
+        """The same with other values of some fields. As `replace`, which takes a third of a look's time: a simulation makes millions."""
+        if not values.keys() <= self.__dict__.keys():
+            raise TypeError(f"a rollout has no {', '.join(sorted(values.keys() - self.__dict__.keys()))}")
+        after = object.__new__(Rollout)
+        after.__dict__.update(self.__dict__)
+        after.__dict__.update(values)
+        return after
 
 
 @dataclass(frozen=True)
