@@ -140,7 +140,7 @@ def test_a_bundle_id_names_a_model_too(service: Service, root: Path) -> None:
 def test_a_job_is_cancelled_and_resumed_where_it_was(service: Service, root: Path) -> None:
     data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=4000, rows_per_part=1000)
+    job = service.submit(data=str(data), rate=2000, rows_per_part=1000)
     service.wait(job, lambda job: job["processed"] >= 1000)
 
     status, cancelled = service.ask(f"/v1/batch-predictions/{job['id']}/cancel", {})
@@ -160,7 +160,7 @@ def test_a_job_is_cancelled_and_resumed_where_it_was(service: Service, root: Pat
 def test_a_service_that_starts_again_goes_on_with_what_was_left(service: Service, root: Path) -> None:
     data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    job = service.submit(data=str(data), rate=1500, rows_per_part=1000)
     service.wait(job, lambda job: job["processed"] >= 1000)
     service.jobs.stop()
     assert "queued" == service.wait(job, lambda _: True)["state"]
@@ -195,7 +195,7 @@ def test_a_job_of_a_service_that_was_killed_is_begun_again_by_another(service: S
 def test_a_process_that_is_killed_is_a_job_that_failed_and_can_be_resumed(service: Service, root: Path) -> None:
     data = write(root / "rows.csv", some_rows(10_000))
     service.jobs.start()
-    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    job = service.submit(data=str(data), rate=1500, rows_per_part=1000)
     service.wait(job, lambda job: job["processed"] >= 1000)
 
     for pid in _processes():
@@ -244,7 +244,7 @@ def test_a_job_that_was_begun_three_times_without_a_part_has_failed(service: Ser
 
 def test_a_part_that_was_finished_makes_the_tries_begin_anew(service: Service, root: Path) -> None:
     data = write(root / "rows.csv", some_rows(10_000))
-    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    job = service.submit(data=str(data), rate=1500, rows_per_part=1000)
     kept = BatchJobs(Store.open(service.settings.database_url))
     for _ in range(2):
         assert kept.claim("a service that is no more", lease=0) is not None
@@ -566,7 +566,7 @@ def test_the_temporary_files_of_a_job_go_with_its_process_however_it_ends(
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     data = write(root / "rows.csv", some_rows(10_000))
-    job = service.submit(data=str(data), rate=3000, rows_per_part=1000)
+    job = service.submit(data=str(data), rate=1500, rows_per_part=1000)
     left = tmp_path / "tmp" / f"esteira-batch-{job['id']}-left"
     left.mkdir()
     former = left / "of a service that was killed"
@@ -685,7 +685,7 @@ def test_one_job_is_under_way_at_a_time_whoever_works(service: Service, root: Pa
         jobs.start()
     try:
         made = [
-            service.submit(data=str(write(root / f"{name}.csv", some_rows(3000))), rate=3000, rows_per_part=1000)
+            service.submit(data=str(write(root / f"{name}.csv", some_rows(3000))), rate=1500, rows_per_part=1000)
             for name in "abc"
         ]
         most = 0
