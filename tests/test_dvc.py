@@ -26,9 +26,9 @@ DONE = "Data and pipelines are up to date."
 # a champion, all that looks one up.
 HARMLESS = (
     r"\w+/__init__\.py",
-    r"esteira/(crash|errors|ledger|locks|settings)\.py",
+    r"esteira/(access|crash|errors|locks|settings)\.py",
     r"components/champions\.py",
-    r"esteira/(registry|store)/.*",
+    r"esteira/(ledger|registry|release|store)/.*",
 )
 
 

@@ -504,6 +504,12 @@ class TestFind:
         assert found["age_seconds"] >= 0
         assert {"kryonix": "deployed", "famachat": "ACTIVE", "hivemind": "Production"} == found["words"]
 
+    def test_every_kind_that_a_search_tries_has_a_framework(self) -> None:
+        from esteira.automl.kinds import KINDS
+        from esteira.registry.catalogue import FRAMEWORKS
+
+        assert set() == KINDS.keys() - FRAMEWORKS.keys()
+
     def test_filters_by_type_and_framework_go_together(self, many: Registry) -> None:
         """K-54: filters (status, type, framework) and paging."""
         assert {("tabular", 1), ("prices", 1)} == self.names(many, model_type="regression")

@@ -286,8 +286,8 @@ def share(row: Row, ending: Ending) -> float:
 @pytest.mark.requirement("H-43")
 @pytest.mark.parametrize("seed", [0, 1, 20261122])
 def test_the_rules_keep_their_error_rates(seed: int) -> None:
-    """Done when: a seeded simulation of >= 500 runs gives: equal candidate falsely rolled back <= 5 % and promoted >= 90 %;
-    at-margin candidate promoted <= 8 %; 10-points-worse rolled back >= 95 %."""
+    """H-43, Done when: a seeded simulation of ≥ 500 runs gives: equal candidate falsely rolled back ≤ 5 % and promoted ≥ 90 %;
+    at-margin candidate promoted ≤ 8 %; 10-points-worse rolled back ≥ 95 %."""
     scenarios = some("equal", "at_margin", "ten_points_worse")
     equal, at_margin, worse = simulate(
         {"rules": POLICIES["rules"]()}, runs=500, seed=seed, scenarios=scenarios, workers=2

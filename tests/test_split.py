@@ -186,7 +186,7 @@ def test_a_unit_that_is_named_twice_is_refused(line: Line) -> None:
     ids=["cleared", "zero", "cut short", "unknown schema"],
 )
 def test_the_next_request_after_a_rollback_is_answered_by_the_champion(line: Line, end: Any) -> None:
-    """H-44's Done when: next request after rollback is answered by the champion. S-38's switch: within one request.
+    """H-44's Done when: next request after rollback is answered by the champion. S-38's: the switch acts within one request.
 
     Nobody told the service, and what follows splits did not look again.
     """

@@ -17,6 +17,14 @@ MOST = 1000
 
 _NAMESPACE = uuid.UUID("8f2d4b0a-6d0e-5c1b-9a57-3c7b0f6f2f11")
 _TYPES: Mapping[str, str] = {"binary": "classification", "multiclass": "classification"}
+FRAMEWORKS: Mapping[str, str] = {
+    **{name: name for name in ("lightgbm", "xgboost")},
+    **dict.fromkeys(("gradient_boosting", "random_forest", "extra_trees", "linear", "kmeans"), "scikit-learn"),
+    **dict.fromkeys(("nearest_neighbours", "neural_network", "constant"), "numpy"),
+    # Of several libraries' models; what they have in common is the graph.
+    "blend": "onnx",
+}
+"""Algorithm -> what fits it, in the words of K-05. Said here, since who reads the registry must not hang on the search."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +118,10 @@ def require_page(limit: int, offset: int) -> None:
 
 def kind_of(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     """`model_type`, `algorithm` and `framework` (K-05), as far as a bundle says them."""
-    from esteira.automl.kinds import LIBRARIES
-
     model = manifest.get("model")
     algorithm = str((model.get("kind") if isinstance(model, Mapping) else None) or manifest.get("method") or "")
     task = str(manifest.get("task") or "")
-    # A blend is of several libraries' models; what they have in common is the graph.
-    library = {**LIBRARIES, "constant": "numpy", "blend": "onnx"}.get(algorithm, "")
-    framework = {"sklearn": "scikit-learn", "threadpoolctl": "numpy"}.get(library, library)
-    found = {"model_type": _TYPES.get(task, task), "algorithm": algorithm, "framework": framework}
+    found = {"model_type": _TYPES.get(task, task), "algorithm": algorithm, "framework": FRAMEWORKS.get(algorithm, "")}
     return {name: text[:100] or None for name, text in found.items()}
 
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from esteira.rollout.sums import ArmName
+if TYPE_CHECKING:
+    from esteira.rollout.sums import ArmName
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ class RolloutUnit(Record):
     row_index: int
     line: str
     unit: str
-    arm: ArmName
+    arm: "ArmName"
     stage: int
     version: int | None
     answer: dict[str, Any]
