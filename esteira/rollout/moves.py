@@ -43,6 +43,20 @@ def hour_due(state: Rollout, now: datetime) -> bool:
     return passed >= HOUR - EARLY
 
 
+def not_yet(state: Rollout, now: datetime, said: str) -> Decision | None:
+    """For a policy that looks once an hour and at no other time: what it decides between its looks; None when one is due.
+
+    Args:
+        said: why nothing is decided before the hour is over.
+    """
+    kept = still(state)
+    if kept is not None:
+        return kept
+    if backwards(state, now):
+        return clock_back(state, now)
+    return None if hour_due(state, now) else hold(state, now, said)
+
+
 def due_look(state: Rollout, now: datetime, seconds: float, most: int) -> int:
     """Number of the look that is due: how often the stage's time has passed; 0 when it was made already.
 

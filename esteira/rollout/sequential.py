@@ -77,12 +77,8 @@ class Sequential:
 
     def decide(self, state: Rollout, now: datetime) -> Decision:
         """What to do at this moment; the evidence counts once an hour, whatever the looks in between."""
-        if (kept_still := moves.still(state)) is not None:
-            return kept_still
-        if moves.backwards(state, now):
-            return moves.clock_back(state, now)
-        if not moves.hour_due(state, now):
-            return moves.hold(state, now, "the next look is due an hour after the last one")
+        if (early := moves.not_yet(state, now, "the next look is due an hour after the last one")) is not None:
+            return early
         seen = look(state.options.get(KEY) or _nothing(), state)
         kept: dict[str, Any] = {"judged_at": now, "options": {**state.options, KEY: seen}}
         harms = [_harm(name, seen, state) for name in _HARMS]

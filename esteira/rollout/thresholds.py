@@ -52,12 +52,8 @@ class Thresholds:
 
     def decide(self, state: Rollout, now: datetime) -> Decision:
         """What to do at this moment; one measurement an hour."""
-        if (kept_still := moves.still(state)) is not None:
-            return kept_still
-        if moves.backwards(state, now):
-            return moves.clock_back(state, now)
-        if not moves.hour_due(state, now):
-            return moves.hold(state, now, "the next measurement is due an hour after the last one")
+        if (early := moves.not_yet(state, now, "the next measurement is due an hour after the last one")) is not None:
+            return early
         findings, seen = self._measure(state.options.get(KEY) or {}, state)
         kept: dict[str, Any] = {"judged_at": now, "options": {**state.options, KEY: seen}}
         for found in findings:
