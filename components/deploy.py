@@ -1,7 +1,7 @@
 """Puts a registered version into service: writes its Bento, then goes as far as the line's policy lets it. Starts no service.
 
-The Bento comes first, because it can fail. Then, by the policy (esteira/release/policy.py): staging and a request for approval,
-the first share of traffic, or the alias at once. The move that changes the world comes last.
+Every version runs in staging first, unless its line says `rehearse: false`. Then, by the policy (esteira/release/policy.py), a
+request for approval waits, it takes the first share of traffic, or the alias moves at once.
 """
 
 import json
@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from esteira import access, ledger, outputs
+from esteira import access, outputs
 from esteira.access import Actor
 from esteira.bundle import verify
 from esteira.crash import point
 from esteira.errors import OutsideError, Refused, SourceError
-from esteira.registry import Registry, Version
+from esteira.registry import Registry
 from esteira.release.policy import Asked, ReleasePolicy, decided
 from esteira.release.staging import stage
 from esteira.settings import Settings, load_settings
@@ -26,25 +26,8 @@ from esteira.settings import Settings, load_settings
 _BUILD_SECONDS = 300
 
 
-class Params(Asked):
-    """How a version is put into service; what is not said is the family's.
-
-    Attributes:
-        approval_mode: required, notify or automatic; None is the family's.
-        rollout: staged or direct; None is the family's.
-        rollout_policy: by which rules the shares of traffic grow.
-        approval_hours: how long an approval counts.
-        rehearse: replay logged requests in the real server before; None does unless the line is automatic and direct.
-        min_samples: training rows without which no rollout starts.
-        rollout_options: the rollout policy's own plan.
-    """
-
-    alias: str = Field(
-        default="champion",
-        pattern="^(champion|challenger|staging)$",
-        description="what is wanted: champion goes by the line's policy, the others move that alias and nothing else",
-    )
-    reason: str = Field(default="the gate released it", min_length=1, max_length=500, description="why, for the ledger")
+Params = Asked
+"""One model for the step and for what people do with a line later, so that neither takes what the other refuses."""
 
 
 class Report(BaseModel):
@@ -109,9 +92,9 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     Raises:
         SourceError: the receipt is missing or is no receipt.
         Refused: the bundle is not the registered one, the receipt is another line's, the version was rolled back, or whoever
-            asks may not. No alias has moved.
-        GateHeld: the rehearsal did not pass; the version stays in staging.
-        OutsideError: the Bento could not be written. No alias has moved.
+            asks may not. What served before still serves.
+        GateHeld: the rehearsal did not pass; the version stays in staging, and what served before still serves.
+        OutsideError: the Bento could not be written. What served before still serves, and nobody was asked to approve.
     """
     if not receipt.is_file():
         raise SourceError(
@@ -127,22 +110,33 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     moves = before is None or before.version != version
     if moves:
         _refuse(registry, line, version, params, policy, actor, now)
+    release = moves and params.alias == "champion"
+    by_shares = policy.rollout == "staged" and before is not None
+    waits = policy.approval_mode == "required"
+    rehearsal = None
     with _start_build(bundle, out / "bento", line, version) as building:
         try:
             if moves:
                 # The move will need it, and its import takes as long as the build does.
                 import esteira.registry.mlflow_mirror  # noqa: F401
-            tag = _finish_build(building)
+            # Nobody is asked for what cannot be built; else the server of the rehearsal boots meanwhile.
+            tag = _finish_build(building) if waits else ""
+            if release and (policy.rehearse or by_shares or waits):
+                rehearsal = stage(
+                    registry, line, version, settings=settings, actor=actor, policy=policy, reason=params.reason
+                ).rehearsal  # fmt: skip
+            tag = tag or _finish_build(building)
         except BaseException:
             building.kill()
             raise
     point("deploy.built")
-    alias, status, test_id = params.alias, "released", None
-    if moves and params.alias != "champion":
-        registry.set_alias(line, params.alias, version, actor=actor.name, reason=params.reason)
+    outcome: tuple[str, str, str | None] = params.alias, "released", None
+    if release:
+        outcome = _release(registry, line, version, settings, params, policy, actor, by_shares, rehearsal)
     elif moves:
-        alias, status, test_id = _release(registry, line, version, settings, params, policy, actor, before)
+        registry.set_alias(line, params.alias, version, actor=actor, reason=params.reason)
     point("deploy.moved")
+    alias, status, test_id = outcome
     former = before if moves else registry.resolve(line, "previous")
     report = Report(
         line=line,
@@ -186,16 +180,11 @@ def _release(
     params: Params,
     policy: ReleasePolicy,
     actor: Actor,
-    champion: Version | None,
+    by_shares: bool,
+    rehearsal: int | None,
 ) -> tuple[str, str, str | None]:
     """Alias, status and rollout that a version came to."""
-    waits = policy.approval_mode == "required"
-    by_shares = policy.rollout == "staged" and champion is not None
-    if waits or by_shares or policy.rehearse:
-        stage(
-            registry, line, version, settings=settings, actor=actor, policy=policy, reason=params.reason, now=datetime.now(UTC)
-        )  # fmt: skip
-    if waits:
+    if policy.approval_mode == "required":
         return "staging", "awaiting_approval", None
     alias, test_id = "champion", None
     if by_shares:
@@ -207,22 +196,9 @@ def _release(
         )  # fmt: skip
         alias, test_id = "staging", begun.test_id
     else:
-        evidence = {"policy": policy.approval_mode}
+        evidence = {"policy": policy.approval_mode, "rehearsal": rehearsal}
         registry.promote(line, version, actor=actor, reason=params.reason, evidence=evidence)
-    if policy.approval_mode == "notify":
-        _notice(
-            registry, line, version, actor, "its rollout started" if by_shares else "it became the champion", test_id
-        )
     return alias, "released", test_id
-
-
-def _notice(registry: Registry, line: str, version: int, actor: Actor, what: str, test_id: str | None) -> None:
-    """Leave word, for whom the line is to notify, that nobody was asked."""
-    found = registry.must(line, version)
-    ledger.append(
-        registry.store, kind="notice", line=line, version=version, bundle_id=found.bundle_id, actor=actor.name,
-        evidence={"what": f"version {version} of {line} was released without asking: {what}", "test_id": test_id},
-    )  # fmt: skip
 
 
 def _start_build(bundle: Path, to: Path, line: str, version: int) -> "subprocess.Popen[str]":

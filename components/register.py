@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from esteira import access, crash, outputs
 from esteira import bundle as bundles
-from esteira import crash, outputs
 from esteira.errors import Refused, SourceError
 from esteira.ledger import canonical
 from esteira.registry import Registry, Version, datasets
+from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of
 from esteira.settings import Settings, load_settings
 from esteira.store.database import plain
 
@@ -74,7 +75,8 @@ def run(
 
     Raises:
         SourceError: an input is missing or no JSON.
-        Refused: no passed verdict, an incomplete card, a changed bundle, or one that learned from other data.
+        Refused: no passed verdict, an incomplete card, a changed bundle, one that learned from other data, or a key that opens
+            nothing or may not register.
         OutsideError: store, MLflow or artefact storage failed.
     """
     settings = load_settings()
@@ -95,10 +97,10 @@ def run(
             where=f"{line}, step register",
             cure="run ingest to evaluate again on the same data",
         )
-    registry = Registry(settings)
+    registry, actor = Registry(settings), access.who(settings)
     name = run_id or f"step-{hashlib.sha256((bundle / bundles.MANIFEST).read_bytes()).hexdigest()[:16]}"
     asked = asked_for(registry, run_id, manifest, line)
-    datasets.record(registry.store, dataset, profile, actor=settings.actor)
+    datasets.record(registry.store, dataset, profile, actor=actor.name)
     if registry.store.find_run(name) is not None:
         registry.store.record_trials(name, board)
     version = registry.register(
@@ -112,7 +114,9 @@ def run(
         params=asked,
         trials=board[: params.trials],
         verdict=gate,
-        record={"validator": validator_report(profile, told)},
+        actor=actor,
+        policy=release_policy(asked, line),
+        record={"validator": validator_report(profile, told), "primary": measured.get("primary")},
     )
     crash.point("receipt.before_rename")
     report = _receipt(version)
@@ -128,6 +132,12 @@ def asked_for(registry: Registry, run_id: str, manifest: dict[str, Any], line: s
         return {**recorded.params, **model}
     asked: dict[str, Any] = plain({"line": line, "seed": manifest.get("seed"), **model})
     return asked
+
+
+def release_policy(asked: dict[str, Any], line: str) -> ReleasePolicy:
+    """How the line is released: as its run was told, or by params.yaml where a single step is run."""
+    said = asked.get("sections", {}).get("deploy")
+    return policy_of(line) if said is None else decided(Asked.model_validate(said), line)
 
 
 def validator_report(profile: Path | None, dataset: dict[str, Any]) -> dict[str, Any]:

@@ -38,9 +38,10 @@ def hold(home: Path, name: str, *, what: str = "", wait: float = 0.0) -> Iterato
                 if time.monotonic() >= deadline:
                     raise _held(path, name, what) from None
                 time.sleep(0.02)
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "what": what}))
-        file.flush()
+        # Who holds it is told for people; a disk that is full must not keep anybody from, say, a roll back.
+        with contextlib.suppress(OSError):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps({"pid": os.getpid(), "what": what}).encode())
         try:
             yield
         finally:

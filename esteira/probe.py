@@ -174,9 +174,15 @@ class Server:
         Args:
             seconds: to wait for its end.
         """
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return f"the server ended with {self._process.wait(seconds)}: {self._tail()}"
-        return ""
+        code = self.exit_code(seconds)
+        return "" if code is None else f"the server ended with {code}: {self._tail()}"
+
+    def exit_code(self, seconds: float = 0.0) -> int | None:
+        """With what it ended by itself, as `ended`, but nothing of what it said; None while it runs."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def measure(
         self, golden: Sequence[tuple[Row, Answer]], rows: Sequence[Row], *, calls: int, tolerance: float = 1e-6

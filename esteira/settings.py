@@ -50,6 +50,13 @@ def _gpus(value: str) -> str:
     return value
 
 
+def _one_line(value: str) -> str:
+    # A name stands in entries that people read as lines: one with an end of line in it could write lines of its own.
+    if not value.isprintable():
+        raise ValueError("must be printable text on one line")
+    return value
+
+
 def _log_target(value: str) -> str:
     # Workers run in another folder, so a file is found by its whole path.
     return value if value == "stdout" else str(Path(value).absolute())
@@ -126,7 +133,7 @@ class Settings(BaseModel):
 
     # Who
     tenant: str = _var("ESTEIRA_TENANT", default="default", says="tenant that this process works for")
-    actor: str = Field(
+    actor: Annotated[str, AfterValidator(_one_line)] = Field(
         default_factory=_user,
         min_length=1,
         max_length=200,

@@ -13,7 +13,8 @@ from typing import Any
 
 from esteira.errors import ConfigError
 from esteira.family import Line
-from pipelines.plan import Plan, Project, decide
+from esteira.project import Project
+from pipelines.plan import Plan, decide
 from pipelines.resources import STUDY_URL, Resources, read_resources
 from pipelines.shape import SEARCH
 

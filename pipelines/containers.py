@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from esteira.errors import ConfigError, OutsideError
 from esteira.settings import Settings
+from pipelines.shape import STEPS
 
 if TYPE_CHECKING:
     import docker
@@ -35,6 +36,8 @@ _PASSED_ON = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "OMP_WAIT_POLICY",
 )  # fmt: skip
+# Steps that act in somebody's name; the others have no use for who that is.
+_ACT = frozenset(step.name for step in STEPS if step.imports == "registry")
 _LETTER = re.compile(r"^esteira\.errors\.(?P<kind>\w+): (?P<message>.*?)(?: \((?P<where>[^()]*)\))?$", re.MULTILINE)
 _CURE = re.compile(r"^  cure: (.*)$", re.MULTILINE)
 
@@ -157,6 +160,10 @@ class Containers:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.on_start(step)
         began = time.perf_counter()
+        if step in _ACT and self.settings.key is not None:
+            # By the engine's socket: no command line has it, nor kfp's own settings, which it may print.
+            key = {"ESTEIRA_KEY": self.settings.key.get_secret_value()}
+            arguments["environment"] = {**arguments.get("environment", {}), **key}
         try:
             container = client.containers.create(
                 image=image, command=command, volumes={**self._volumes(), **volumes}, **arguments

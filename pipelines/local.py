@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from esteira import locks
+from esteira import access, locks
 from esteira.errors import OutsideError
 from esteira.settings import Settings, redact
 from pipelines import parity
@@ -103,13 +103,15 @@ def run(
         The outcome; a held gate or a failed step is an outcome too, with `error` set.
 
     Raises:
-        Refused: another run of this line is under way, the champion was tampered with, or a repeat's data changed.
+        Refused: another run of this line is under way, the champion was tampered with, a repeat's data changed, or ESTEIRA_KEY
+            opens nothing.
         SourceError: a repeat's data cannot be read.
         OutsideError: the disk is full; the run is recorded as failed first.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is recorded as failed first.
     """
     # Threads of OpenMP that spin on shared cores made the same fit take a hundred times longer, at random.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    actor = access.who(settings)
     run_id = new_run_id()
     folder = build / plan.line / run_id
     with (
@@ -175,7 +177,7 @@ def run(
                     # A step of another run asked, and somebody has approved and promoted since.
                     result.status = "released"
                 if result.status not in {"released", "awaiting_approval"}:
-                    _record_unreleased(result, store, settings.actor)
+                    _record_unreleased(result, store, actor)
                 elif result.steps[NAMES.index("register")].status == "reused":
                     _record_trials(result, store)
                 store.finish_run(
@@ -231,7 +233,7 @@ def _record_trials(result: Result, store: "Store") -> None:
         store.record_trials(result.run_id, json.loads((trained / "leaderboard.json").read_text(encoding="utf-8")))
 
 
-def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
+def _record_unreleased(result: Result, store: "Store", actor: access.Actor) -> None:
     """Record what a held or failed run found out: the step register does it for a released one, and was not reached."""
     from esteira import ledger
     from esteira.registry import datasets
@@ -239,13 +241,13 @@ def _record_unreleased(result: Result, store: "Store", actor: str) -> None:
     ingested, validated = (output_of(result.folder, step) for step in ("ingest", "validate"))
     if ingested is not None and (ingested / "dataset.json").exists():
         profile = None if validated is None else validated / "profile.json"
-        datasets.record(store, ingested / "dataset.json", profile, actor=actor)
+        datasets.record(store, ingested / "dataset.json", profile, actor=actor.name)
     _record_trials(result, store)
     # What was registered has its verdict, and its rehearsal, in the ledger already.
     if result.status == "held" and result.version is None:
-        evidence = {"verdict": "held", "run_id": result.run_id, "rules": result.gate}
+        evidence = {"verdict": "held", "run_id": result.run_id, "rules": result.gate, **actor.told()}
         ledger.append(
-            store, kind="verdict", line=result.line, bundle_id=result.bundle_id, actor=actor, evidence=evidence
+            store, kind="verdict", line=result.line, bundle_id=result.bundle_id, actor=actor.name, evidence=evidence
         )
 
 

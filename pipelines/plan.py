@@ -2,48 +2,24 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esteira import strict_yaml
 from esteira.errors import ConfigError
 from esteira.family import Line, load_trainable
+from esteira.project import FamilyParams, Project
 from pipelines.shape import NAMES
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FamilyParams(_Frozen):
-    """One block of params.yaml. `source` and `target` are what a run uses when the command names none."""
-
-    source: str = ""
-    target: str = ""
-    seed: int = Field(default=42, ge=0, le=2**31 - 1)
-    ingest: dict[str, Any] = Field(default_factory=dict)
-    validate_: dict[str, Any] = Field(default_factory=dict, alias="validate")
-    featurize: dict[str, Any] = Field(default_factory=dict)
-    train: dict[str, Any] = Field(default_factory=dict)
-    evaluate: dict[str, Any] = Field(default_factory=dict)
-    register_: dict[str, Any] = Field(default_factory=dict, alias="register")
-    deploy: dict[str, Any] = Field(default_factory=dict)
-
-
-class Project(_Frozen):
-    """The whole of params.yaml; `lines` holds blocks of single lines that differ from their family's."""
-
-    families: dict[str, FamilyParams] = Field(default_factory=dict)
-    lines: dict[str, FamilyParams] = Field(default_factory=dict)
-
-
-class Plan(_Frozen):
+class Plan(BaseModel):
     """A run, decided: every value that a step will be given. JSON-able, so that a record of it can be run again.
 
     `data_hash` names the bytes of the source; a run fills it in, so that a repeat of its record can refuse other bytes.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     line: str
     source: str
@@ -51,27 +27,6 @@ class Plan(_Frozen):
     seed: int
     sections: dict[str, dict[str, Any]]
     data_hash: str = ""
-
-
-def read_project(path: Path = Path("params.yaml")) -> Project:
-    """Read params.yaml; an absent file is an empty project.
-
-    Raises:
-        ConfigError: it is no YAML, or has a key that means nothing.
-    """
-    if not path.exists():
-        return Project()
-    document = strict_yaml.parse(path.read_bytes(), code="bad_params", where=str(path), cure="correct it")
-    try:
-        return Project.model_validate(document or {})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}, but got {str(first['input'])[:200]!r}",
-            code="bad_params",
-            where=str(path),
-            cure=f"a block has the keys source, target, seed, {', '.join(NAMES)}",
-        ) from error
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -124,7 +79,7 @@ def decide(
     elif source is not None and target is not None and not line.name:
         line = Line.opened_by(line.family, source, target)
     own = project.lines.get(str(line))
-    block = _over(project.families.get(line.family) or FamilyParams(), own)
+    block = project.block(line.family, str(line))
     # A named line has rows of its own, so its family's are not its default.
     inherited = own or (FamilyParams() if line.name else block)
     last = last or {}
@@ -145,17 +100,6 @@ def decide(
     check(line, sections)
     return Plan(
         line=str(line), source=source, target=target, seed=block.seed if seed is None else seed, sections=sections
-    )
-
-
-def _over(family: FamilyParams, own: FamilyParams | None) -> FamilyParams:
-    """A family's block with what a line's own block says put over it, key by key."""
-    said = {} if own is None else {name: getattr(own, name) for name in own.model_fields_set}
-    return family.model_copy(
-        update={
-            name: {**getattr(family, name), **value} if isinstance(value, dict) else value
-            for name, value in said.items()
-        }
     )
 
 

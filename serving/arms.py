@@ -10,23 +10,22 @@ import secrets
 import socket
 import threading
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esteira.family import Answer
-from esteira.latency import BOUNDS
-from esteira.rollout.sums import ArmName, Sums
+from esteira.rollout.sums import ArmName, Sums, Tally
 
 if TYPE_CHECKING:
     from esteira.store.rollouts import Rollouts
 
 _log = logging.getLogger("serving")
-# How long an answer waits for its truth, and how often those are looked for that waited longer.
-_PATIENCE, _TIDY = timedelta(days=30), 3600.0
+_TIDY = 3600.0  # seconds between two looks for answers that waited too long for their truth
 _BATCH = 500  # answers of one transaction
+_MOST_USERS = 1_000_000  # requests of users that nobody has looked at, which takes half a second
 
 
 class Key(NamedTuple):
@@ -35,24 +34,6 @@ class Key(NamedTuple):
     test_id: str
     stage: int
     arm: ArmName
-
-
-class _Tally:
-    """Sums that one thread adds to and another reads. A reader may see a unit half counted, and sees it whole at its next look."""
-
-    __slots__ = ("confidence", "confidence_sq", "errors", "latency", "served", "sure")
-
-    def __init__(self) -> None:
-        self.served = self.errors = self.sure = 0
-        self.confidence = self.confidence_sq = 0.0
-        self.latency = [0] * (len(BOUNDS) + 1)
-
-    def sums(self) -> Sums:
-        latency = {bucket: count for bucket, count in enumerate(self.latency.copy()) if count}
-        return Sums(
-            served=self.served, errors=self.errors, sure=self.sure, confidence=self.confidence,
-            confidence_sq=self.confidence_sq, latency=latency,
-        )  # fmt: skip
 
 
 class _Noted(NamedTuple):
@@ -72,8 +53,10 @@ class Arms:
 
     Args:
         connect: opens the store's `Rollouts`; called in the thread, again after a failure.
-        capacity: answers (rows) that may wait to be written; newer ones are not kept for labels, and are counted as dropped.
+        capacity: answers (rows) that may wait to be written; newer ones are not kept for labels, and are counted as dropped. As
+            many users of an experiment's arm may wait; requests of newer ones are counted, but not as anybody's.
         period: seconds between two writes.
+        tidy: seconds between two looks for answers that waited too long for their truth, whether anything is counted or not.
 
     Attributes:
         source: name of this process's rows.
@@ -82,49 +65,46 @@ class Arms:
     """
 
     def __init__(
-        self, connect: Callable[[], "Rollouts"], *, capacity: int = 20_000, period: float = 0.5, source: str = ""
-    ) -> None:
+        self, connect: Callable[[], "Rollouts"], *, capacity: int = 20_000, period: float = 0.5, source: str = "",
+        tidy: float = _TIDY,
+    ) -> None:  # fmt: skip
         self.source = source or f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.dropped = self.failures = 0
         self._connect = connect
         self._capacity = capacity
         self._period = period
-        self._tallies: dict[Key, _Tally] = {}
+        self._tallies: dict[Key, Tally] = {}
         self._written: dict[Key, Sums] = {}
+        # Of experiments: whose each request was that is not written yet; and the same, added up by the thread.
+        self._users: deque[tuple[Key, str]] = deque()
+        self._seen: dict[Key, dict[str, int]] = {}
         self._notes: deque[_Noted] = deque()
         self._taken = self._gone = 0  # rows that were put there, by the one thread, and written, by the other
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._turn = threading.Condition()
         self._asked = self._done = 0  # of `flush`: how often, and the last that was served
-        self._tidied = time.monotonic()
+        self._tidy, self._tidied = tidy, time.monotonic()
         self._thread = threading.Thread(target=self._run, name="rollout-sums", daemon=True)
 
     def count(
-        self, key: Key, answers: Sequence[Answer] = (), *, seconds: float | None = None, error: bool = False
-    ) -> None:
-        """Count one unit.
+        self, key: Key, answers: Sequence[Answer] = (), *, seconds: float | None = None, error: bool = False,
+        user: str = "",
+    ) -> None:  # fmt: skip
+        """Count one request.
 
         Args:
             answers: that the arm gave; their confidences count where they have one.
             seconds: that they took; None where that is not comparable with the other arm's.
             error: the arm did not answer, or answered with what is no number.
+            user: whose request it is, in an experiment, whose users count once.
         """
         tally = self._tallies.get(key)
         if tally is None:
-            tally = self._tallies.setdefault(key, _Tally())
-        tally.served += 1
-        if error:
-            tally.errors += 1
-            return
-        if seconds is not None:
-            tally.latency[bisect_right(BOUNDS, seconds)] += 1
-        for answer in answers:
-            confidence = answer.get("confidence")
-            if confidence is not None and 0.0 <= confidence <= 1.0 + 1e-9:
-                tally.sure += 1
-                tally.confidence += confidence
-                tally.confidence_sq += confidence * confidence
+            tally = self._tallies.setdefault(key, Tally())
+        if user and len(self._users) < _MOST_USERS:  # before the sums, so that what is written of them lacks no user
+            self._users.append((key, user))
+        tally.add(seconds, [answer.get("confidence") for answer in answers], error=error)
 
     def note(
         self, key: Key, line: str, version: int | None, unit: str, request_id: str, answers: Sequence[Answer]
@@ -173,11 +153,15 @@ class Arms:
             self._wake.clear()
             last, asked = self._stop.is_set(), self._asked
             try:
-                if self._something():
-                    if rollouts is None:
-                        rollouts = self._connect()
+                self._gather()
+                something, old = self._something(), time.monotonic() - self._tidied > self._tidy
+                if rollouts is None and (something or old):
+                    rollouts = self._connect()
+                if rollouts is not None and something:
                     self._write(rollouts)
-                    self._tidy(rollouts)
+                if rollouts is not None and old:
+                    _prune(rollouts)
+                    self._tidied = time.monotonic()
                 pause, told = self._period, False
                 with self._turn:
                     self._done = asked
@@ -199,36 +183,57 @@ class Arms:
             tally.served != self._written.get(key, _NONE).served for key, tally in list(self._tallies.items())
         )
 
+    def _gather(self) -> None:
+        """Add up whose the requests were, though the store is away."""
+        if not self._users:
+            return
+        from esteira.store.rollouts import unit_key
+
+        for _ in range(len(self._users)):
+            key, name = self._users.popleft()
+            user = unit_key(name)
+            requests = self._seen.setdefault(key, {})
+            if user in requests or len(requests) < self._capacity:
+                requests[user] = requests.get(user, 0) + 1
+
     def _write(self, rollouts: "Rollouts") -> None:
-        # Sums first: a label that comes at once finds its answer only when that answer was counted.
-        changed: dict[str, dict[tuple[int, ArmName], Sums]] = {}
-        fresh = {}
+        # Sums first: a label that comes at once finds its answer only when that answer, and its user, were counted.
+        notes = len(self._notes)
+        changed: dict[str, dict[Key, Sums]] = {}
         for key, sums in self.sums().items():
-            if sums != self._written.get(key):
-                changed.setdefault(key.test_id, {})[(key.stage, key.arm)] = sums
-                fresh[key] = sums
+            before = self._written.get(key, _NONE)
+            sums = replace(sums, units=before.units, units_sq=before.units_sq)
+            if sums != before:
+                changed.setdefault(key.test_id, {})[key] = sums
+        self._gather()
         for test_id, sums_of in changed.items():
-            rollouts.put_all(test_id, self.source, sums_of)
-        self._written.update(fresh)
-        while self._notes:
+            seen = {(key.stage, key.arm): self._seen[key] for key in sums_of if key in self._seen}
+            written = rollouts.put_all(
+                test_id, self.source, {(key.stage, key.arm): sums for key, sums in sums_of.items()}, seen=seen
+            )
+            for key in sums_of:
+                self._written[key] = written[key.stage, key.arm]
+                self._seen.pop(key, None)
+        while notes > 0:
             some: list[_Noted] = []
             rows = 0
-            while rows < _BATCH and len(some) < len(self._notes):
+            while rows < _BATCH and len(some) < notes:
                 some.append(self._notes[len(some)])
                 rows += len(some[-1].predictions)
+            notes -= len(some)
             rollouts.note_units(unit for noted in some for unit in _units(noted))
             for _ in some:
                 self._notes.popleft()
             self._gone += rows
 
-    def _tidy(self, rollouts: "Rollouts") -> None:
-        now = time.monotonic()
-        if now - self._tidied > _TIDY:
-            self._tidied = now
-            rollouts.prune(datetime.now(UTC) - _PATIENCE)
-
 
 _NONE = Sums()
+
+
+def _prune(rollouts: "Rollouts") -> None:
+    from esteira.store.rollouts import KEPT
+
+    rollouts.prune(datetime.now(UTC) - KEPT)
 
 
 def _units(noted: _Noted) -> list[Any]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from esteira.errors import DataError
 from esteira.family import load_family
 from esteira.rollout.outcomes import outcome_of
+from esteira.rollout.split import Split
+from esteira.rollout.sums import number
 from serving.arms import Arms
 from serving.body import BadBody, parse
 from serving.metrics import Metrics
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from esteira.store.records import RolloutUnit
     from esteira.store.rollouts import Labelled, Rollouts
 
-_FIELDS = ("request_id", "unit", "row", "truth")
+_FIELDS = ("request_id", "unit", "row", "truth", "metric")
 _MOST_ROW = 999_999
 _MOST_NAME = 1000
 
@@ -27,33 +29,42 @@ class Feedback:
         connect: opens the store's `Rollouts`; called when the first truth comes, and again after a failure.
         arms: of this process; they write what they hold first, so that a truth may follow its answer at once.
         metrics: counts them.
+        split: of a line, this moment; says what an experiment measures.
     """
 
-    def __init__(self, connect: Callable[[], "Rollouts"], arms: Arms, metrics: Metrics) -> None:
+    def __init__(
+        self, connect: Callable[[], "Rollouts"], arms: Arms, metrics: Metrics, split: Callable[[str], Split | None]
+    ) -> None:
         self._connect = connect
         self._arms = arms
         self._metrics = metrics
+        self._split = split
         self._rollouts: Rollouts | None = None
 
     def take(self, line: str, body: bytes, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """What was counted: `{"line", "test_id", "arm", "stage", "version", "request_id", "row", "outcome", "counted"}`.
 
         Args:
-            body: `{"request_id" | "unit": TEXT, "row": 0, "truth": VALUE}`.
+            body: `{"request_id" | "unit": TEXT, "row": 0, "truth": VALUE}`; with `"metric": NAME` a primary of the experiment that
+                the line has now, and its value in [0, 1].
             manifest: of what the line serves, whose family and scale outcomes go by.
 
         Raises:
-            Problem: 400 or 422 for another body, 404 `unknown_answer` where no rollout gave such an answer.
+            Problem: 400 or 422 for another body, 404 `unknown_answer` where no rollout gave such an answer, `unknown_metric` where
+                no experiment measures that.
         """
-        known, row, truth = _asked(body)
+        known, row, truth, metric = _asked(body)
+        request_id, name = known.get("request_id"), known.get("unit")
         family = load_family(str(manifest.get("family")))
+        (test_id, place), value = (("", 0), 0.0) if metric is None else (self._place(line, metric), _value(truth))
 
         def outcome(unit: "RolloutUnit") -> float:
             return outcome_of(family, truth, unit.answer, manifest)
 
         def label(rollouts: "Rollouts") -> "Labelled | None":
-            request_id, unit = known.get("request_id"), known.get("unit")
-            return rollouts.label(outcome=outcome, line=line, row=row, request_id=request_id, unit=unit)
+            if metric is not None:
+                return rollouts.measure(test_id, place, value, request_id=request_id, unit=name)
+            return rollouts.label(outcome=outcome, line=line, row=row, request_id=request_id, unit=name)
 
         try:
             if self._rollouts is None:
@@ -77,6 +88,7 @@ class Feedback:
         if found.counted:
             self._metrics.labelled(line, unit.arm)
         return {
+            **({} if metric is None else {"metric": metric}),
             "line": line,
             "test_id": unit.test_id,
             "arm": unit.arm,
@@ -88,9 +100,32 @@ class Feedback:
             "counted": found.counted,
         }
 
+    def _place(self, line: str, metric: str) -> tuple[str, int]:
+        """The experiment that measures it, and which of its primaries it is."""
+        split = self._split(line)
+        names = () if split is None else split.primaries
+        if split is None or metric not in names:
+            raise Problem(
+                404, "unknown_metric",
+                f"no experiment of this line measures that now{'; it measures ' + ', '.join(names) if names else ''}",
+                field="metric",
+            )  # fmt: skip
+        return split.test_id, names.index(metric)
 
-def _asked(body: bytes) -> tuple[dict[str, str], int, Any]:
-    """Which answer, its row, and the truth.
+
+def _value(truth: Any) -> float:
+    """The value of a metric.
+
+    Raises:
+        Problem: it is no number in [0, 1].
+    """
+    if not number(truth) or not 0.0 <= float(truth) <= 1.0:
+        raise Problem(422, "bad_truth", "the truth of a metric is a number from 0 to 1", field="truth")
+    return float(truth)
+
+
+def _asked(body: bytes) -> tuple[dict[str, str], int, Any, str | None]:
+    """Which answer, its row, the truth, and of which metric.
 
     Raises:
         Problem: the body says it otherwise.
@@ -119,4 +154,7 @@ def _asked(body: bytes) -> tuple[dict[str, str], int, Any]:
         raise Problem(422, "wrong_type", f"'row' is a whole number from 0 to {_MOST_ROW}", field="row")
     if document.get("truth") is None:
         raise Problem(422, "missing_field", "the body needs a 'truth' that is not null", field="truth")
-    return known, row, document["truth"]
+    metric = document.get("metric")
+    if "metric" in document and (not isinstance(metric, str) or not 0 < len(metric) <= _MOST_NAME):
+        raise Problem(422, "wrong_type", f"'metric' is a text of 1 to {_MOST_NAME} characters", field="metric")
+    return known, row, document["truth"], metric

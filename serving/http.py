@@ -39,6 +39,7 @@ from serving.split import SplitAnswering
 
 if TYPE_CHECKING:
     from serving.arms import Arms
+    from serving.control import Control
     from serving.faults import Faults
     from serving.feedback import Feedback
     from serving.health import Health
@@ -69,6 +70,7 @@ class Api:
         splits: which lines have a split; `arms` count what its two versions do.
         feedback: takes truths.
         requests: keeps answered requests for rehearsals.
+        control: steers rollouts and shows versions; None where nothing is registered.
         observers: told of every request that was answered.
         faults: told of exceptions that nobody expected.
         start, stop: called in a thread when the life span starts and ends; a `start` that raises ends the service.
@@ -96,6 +98,7 @@ class Api:
         arms: "Arms | None" = None,
         feedback: "Feedback | None" = None,
         requests: "RequestLog | None" = None,
+        control: "Control | None" = None,
         observers: Sequence[Observer] = (),
         faults: "Faults | None" = None,
         start: Callable[[], None] = lambda: None,
@@ -115,6 +118,7 @@ class Api:
         self._answering = Answering(gate, metrics, self.limits.rows, pace=pace, cache=cache)
         self._accounts = Accounts(metrics, recorder, observers, faults)
         self._health, self._jobs, self._feedback, self._requests = health, jobs, feedback, requests
+        self._control = control
         self._split = SplitAnswering(self._answering, splits, arms, metrics, faults) if splits and arms else None
         self._live: Mapping[str, Live] = {} if self._split is None else self._split.live
         self._arms = arms
@@ -276,7 +280,14 @@ class Api:
                     else:
                         unit = headers.get(b"x-unit-id")
                         answer, rows, predictor, arm = await self._split.answer(
-                            live, predictor, body, request_id, receive, unit=unit, spent=spent
+                            live,
+                            predictor,
+                            body,
+                            request_id,
+                            receive,
+                            unit=unit,
+                            told=headers.get(b"x-esteira-arm"),
+                            spent=spent,
                         )
                 except TimedOut as late:
                     if late.call is not None:
@@ -317,6 +328,8 @@ class Api:
         """The route of a path that is in no table."""
         if self._jobs is not None and self._jobs.takes(path):
             return routes.BATCH_PREDICT if path.endswith("/batch-predict") else routes.BATCH_PREDICTIONS
+        if path.startswith("/v1/models/") and path.count("/") == 3:
+            return routes.MODELS
         return routes.NONE if path.startswith("/v1/") else routes.BENTO
 
     async def _probe(self, name: str, method: str, send: Send) -> int:
@@ -380,6 +393,10 @@ class Api:
         if route.name == "feedback" and self._feedback is not None:
             routes.must_be(scope, "POST")
             return 200, JSON, encode(await self._labelled(self._feedback, route.line, headers, receive))
+        if route.name in ("rollout", "models"):
+            if self._control is None:
+                raise routes.no_registry()
+            return 200, JSON, encode(await self._control.answer(route, scope, headers, receive))
         if route.name in ("none", "feedback") or (route.name == "health" and self._health is None):
             raise routes.unknown(scope["path"], self._deployed.lines)
         routes.must_be(scope, "GET")
@@ -422,6 +439,7 @@ class Api:
             jobs=self._jobs is not None,
             health=self._health is not None,
             feedback=self._feedback is not None,
+            control=self._control is not None,
         )
         text = encode(document)
         # A model that was evicted will be back, and then more is known of its line.

@@ -46,6 +46,7 @@ def describe_api(
     health: bool = False,
     jobs: bool = False,
     feedback: bool = False,
+    control: bool = False,
 ) -> Json:
     """The document.
 
@@ -57,6 +58,7 @@ def describe_api(
         health: there is `/health`.
         jobs: there are batch predictions.
         feedback: truths are taken.
+        control: rollouts are steered, and versions shown.
     """
     paths: Json = {}
     for line, schema in lines.items():
@@ -69,11 +71,15 @@ def describe_api(
             paths[f"/v1/{line}/feedback"] = {"post": _feedback(line)}
             if len(lines) == 1:
                 paths["/v1/feedback"] = {"post": {**_feedback(line), "operationId": "feedback"}}
+        if control:
+            paths |= _rollout(line)
     paths |= _probes()
     if health:
         paths["/health"] = {"get": _health()}
     if jobs:
         paths |= _jobs(next(iter(lines), None))
+    if control:
+        paths |= _models()
     paths["/metrics"] = {"get": _metrics()}
     paths["/openapi.json"] = {"get": _document()}
     return {
@@ -87,7 +93,8 @@ def describe_api(
         "paths": paths,
         "components": {
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"}
+                "key": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
+                **({"named": _NAMED} if control else {}),
             },
             "schemas": {"Answer": shapes.ANSWER, "Error": shapes.ERROR} | ({"Job": shapes.JOB} if jobs else {}),
         },
@@ -146,6 +153,44 @@ def _model(line: str) -> Json:
     )
     operation["parameters"] = [shapes.VERSION, shapes.REQUEST_ID]
     return operation
+
+
+_NAMED: Json = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "X-Esteira-Key",
+    "description": "whose name the ledger gets; `esteira keys add` makes one",
+}
+
+
+def _rollout(line: str) -> Json:
+    seen = _operation(f"rollout {line}", f"Where the rollout of {line} stands.", shapes.ROLLOUT, _KEYED)
+    seen["parameters"] = [shapes.REQUEST_ID]
+    paths: Json = {f"/v1/{line}/rollout": {"get": seen}}
+    for verb, (says, body) in _VERBS.items():
+        move = _operation(f"{verb} rollout {line}", says, shapes.ROLLOUT, (*_KEYED, *_SENT, "403", "404", "409"))
+        move["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        move["parameters"] = [shapes.REQUEST_ID]
+        move["security"] = [{"key": [], "named": []}]
+        paths[f"/v1/{line}/rollout/{verb}"] = {"post": move}
+    return paths
+
+
+_VERBS: Mapping[str, tuple[str, Json]] = {
+    "start": ("Give a candidate the first share of the traffic.", shapes.START),
+    "pause": ("Keep the share as it is; nothing is decided, and the time does not count.", shapes.MOVE),
+    "resume": ("Let a paused rollout go on.", shapes.MOVE),
+    "promote": ("Make the candidate the champion now.", shapes.MOVE),
+    "rollback": ("Take all traffic from the candidate.", shapes.MOVE),
+}
+
+
+def _models() -> Json:
+    every = _operation("models", "Versions of this tenant, the newest first.", shapes.VERSIONS, (*_KEYED, "422"))
+    every["parameters"] = [*shapes.FILTERS, shapes.REQUEST_ID]
+    one = _operation("modelById", "One version, whole.", shapes.WHOLE_RECORD, (*_KEYED, "404"))
+    one["parameters"] = [_path("id", "as the list has it"), shapes.REQUEST_ID]
+    return {"/v1/models": {"get": every}, "/v1/models/{id}": {"get": one}}
 
 
 def _probes() -> Json:

@@ -22,6 +22,7 @@ class Problem(Exception):
         field: the column, header or parameter that is to blame.
         row: its position in the request, from 0.
         details: more of the same kind, each with code, message, field and row.
+        where, cure: of a letter of ours (`esteira.errors`); left out where they are empty.
         headers: sent with it.
     """
 
@@ -34,6 +35,8 @@ class Problem(Exception):
         field: str | None = None,
         row: int | None = None,
         details: Sequence[Mapping[str, Any]] = (),
+        where: str = "",
+        cure: str = "",
         headers: Headers = (),
     ) -> None:
         super().__init__(message)
@@ -42,6 +45,7 @@ class Problem(Exception):
         self.error: dict[str, Any] = {"code": code, "message": message, "field": field, "row": row}
         if details:
             self.error["details"] = list(details)
+        self.error |= {name: text for name, text in (("where", where), ("cure", cure)) if text}
 
 
 def _plain(value: Any) -> Any:

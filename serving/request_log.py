@@ -4,11 +4,12 @@ The rows are the callers' own data: the file is the owner's alone, and nothing i
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +22,11 @@ MOST_BODY = 50_000
 """Bytes of a body from which it is not kept."""
 
 _Kept = tuple[float, bytes, bytes | None, bytes]
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
 class RequestLog:
-    """A ring of requests on disk. `put` never blocks and never raises; a thread writes.
+    """A ring of requests on disk, written by all workers of a service. `put` never blocks and never raises; a thread writes.
 
     Args:
         home: `$ESTEIRA_HOME`.
@@ -51,7 +53,7 @@ class RequestLog:
         waiting.append((datetime.now(UTC).timestamp(), request_id, unit, body))
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; what a kill left half written goes first."""
         self._thread.start()
 
     def stop(self, timeout: float = 2.0) -> None:
@@ -62,6 +64,8 @@ class RequestLog:
 
     def _run(self) -> None:
         told = last = False
+        with contextlib.suppress(OSError):
+            self.sweep()
         while not last:
             last = self._stop.wait(self._period)
             try:
@@ -84,38 +88,73 @@ class RequestLog:
             if some:
                 self._append(line, [_line(one) for one in some])
 
+    def sweep(self) -> None:
+        """Remove what a kill left of shortening a file: it holds rows as the file does, and nobody would look for it.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        for left in self._folder.glob(".*.tmp"):
+            file = left.with_name(left.name[1:].partition(".jsonl")[0] + ".jsonl")
+            # Without the file nobody is about to shorten it.
+            with _locked(file) if file.exists() else contextlib.nullcontext():
+                left.unlink(missing_ok=True)
+
     def _append(self, line: str, lines: Sequence[bytes]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"{line}.jsonl"
-        held = self._held.get(line)
-        if held is None:
-            held = _count(file)
-        # Opened each time: another process may have put a shorter file in its place.
-        number = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with _locked(file) as number:
+            held = self._held.get(line)
+            if held is None:
+                held = _count(file)
             rest = b"".join(lines)
             while rest:
                 rest = rest[os.write(number, rest) :]
-        finally:
-            os.close(number)
-        held += len(lines)
-        if held > 2 * self._most:
-            held = self._shorten(file)
-        self._held[line] = held
+            held += len(lines)
+            self._held[line] = self._shorten(file) if held > 2 * self._most else held
 
     def _shorten(self, file: Path) -> int:
+        """Leave the last ones; the file is locked."""
         with file.open("rb") as whole:
             kept = deque(whole, maxlen=self._most)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary = file.with_name(f".{file.name}.tmp")
         try:
-            number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "wb") as shorter:
+            with os.fdopen(os.open(temporary, _FLAGS | os.O_TRUNC, 0o600), "wb") as shorter:
+                os.fchmod(shorter.fileno(), 0o600)
                 shorter.writelines(kept)
             temporary.replace(file)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
         return len(kept)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[int]:
+    """The file, open to append, for nobody but its owner and for no other worker meanwhile.
+
+    Raises:
+        OSError: it cannot be had, or it is another user's, who could read what is written into it.
+    """
+    while True:
+        number = os.open(file, _FLAGS | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            # While this one waited, another may have put a shorter file in its place.
+            if not _is(number, file):
+                continue
+            os.fchmod(number, 0o600)
+            yield number
+            return
+        finally:
+            os.close(number)
+
+
+def _is(number: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _line(kept: _Kept) -> bytes:

@@ -14,7 +14,7 @@ class Route(NamedTuple):
 
     Attributes:
         name: of a fixed list, the label of the metrics: `livez`, `readyz`, `health`, `metrics`, `openapi`, `predict`, `model`,
-            `feedback`, `batch-predict`, `batch-predictions`, `bento`, `none`.
+            `feedback`, `rollout`, `models`, `batch-predict`, `batch-predictions`, `bento`, `none`.
         line: the line that it is about; empty when it is about none.
     """
 
@@ -26,16 +26,22 @@ NONE = Route("none")
 BENTO = Route("bento")
 BATCH_PREDICT = Route("batch-predict")
 BATCH_PREDICTIONS = Route("batch-predictions")
+MODELS = Route("models")
+VERBS = ("start", "pause", "resume", "promote", "rollback")
+"""What may be done with a rollout: the last part of its route."""
 
 
 def table(lines: Sequence[str]) -> dict[str, Route]:
     """Path -> route of every path that is known before a request comes."""
     routes = {f"/{name}": Route(name) for name in ("livez", "readyz", "health", "metrics")}
     routes["/openapi.json"] = Route("openapi")
+    routes["/v1/models"] = MODELS
     for line in lines:
         routes[f"/v1/{line}/predict"] = Route("predict", line)
         routes[f"/v1/{line}/model"] = Route("model", line)
         routes[f"/v1/{line}/feedback"] = Route("feedback", line)
+        for path in (f"/v1/{line}/rollout", *(f"/v1/{line}/rollout/{verb}" for verb in VERBS)):
+            routes[path] = Route("rollout", line)
     if len(lines) == 1:
         routes["/v1/predict"] = Route("predict", lines[0])
         routes["/v1/feedback"] = Route("feedback", lines[0])
@@ -53,9 +59,20 @@ def unknown(path: str, lines: Sequence[str]) -> Problem:
             field="line",
         )
     line, _, verb = path.removeprefix("/v1/").partition("/")
-    if verb in ("predict", "model", "feedback") and line not in lines:
+    if verb.partition("/")[0] in ("predict", "model", "feedback", "rollout") and line not in lines:
         return Problem(404, "unknown_line", f"this service has the lines {names}", field="line")
     return Problem(404, "no_route", "there is POST /v1/LINE/predict and GET /v1/LINE/model; see /openapi.json")
+
+
+def no_registry() -> Problem:
+    """What a service says that answers from one bundle: nothing is registered there, so there is nothing to steer."""
+    return Problem(
+        404,
+        "no_registry",
+        "this service answers from one bundle and knows neither versions nor rollouts",
+        where="ESTEIRA_LINES",
+        cure="ask a service of lines (ESTEIRA_LINES, or `esteira serve LINE`)",
+    )
 
 
 def must_be(scope: Scope, wanted: str) -> None:
@@ -90,7 +107,7 @@ def version_of(query: bytes) -> int | None:
     return int(text)
 
 
-_ONCE = (b"authorization", b"content-type", b"content-encoding", b"x-request-id", b"x-unit-id")
+_ONCE = (b"authorization", b"content-type", b"content-encoding", b"x-esteira-key", b"x-request-id", b"x-unit-id")
 
 
 def refuse_twice(headers: Sequence[tuple[bytes, bytes]]) -> None:

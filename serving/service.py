@@ -193,12 +193,15 @@ def _front(inner: Any) -> Any:
     )  # fmt: skip
     health = health_of(settings, deployed, records=recorder is not None)
     jobs = Jobs(deployed, source, settings)
-    splits = arms = feedback = requests = None
-    if source.moves:  # what has no alias has no challenger
+    splits = arms = feedback = requests = control = None
+    if source.moves:  # what has no alias has no challenger, and no versions to move
         splits = Splits(deployed, settings.home, alias=settings.alias, report=report)
         arms = Arms(_rollouts(settings))
-        feedback = Feedback(_rollouts(settings), arms, metrics)
+        feedback = Feedback(_rollouts(settings), arms, metrics, splits.of)
         metrics.watch_splits(splits.percents)
+        from serving.control import Control
+
+        control = Control(settings)
     if settings.request_log:
         requests = RequestLog(settings.home, settings.request_log)
 
@@ -255,6 +258,7 @@ def _front(inner: Any) -> Any:
         arms=arms,
         feedback=feedback,
         requests=requests,
+        control=control,
         observers=[observer for observer in (log, traces) if observer is not None],
         faults=faults,
         start=start,

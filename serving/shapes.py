@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from esteira.release.lifecycle import WORDS, State, states_of
+from esteira.rollout.policies import POLICIES
+
 Json = dict[str, Any]
 
 VERSION: Json = {
@@ -101,7 +104,14 @@ TRUTH: Json = {
             "description": "what was sent as X-Unit-Id, instead of request_id; its newest answer is meant",
         },
         "row": {"type": "integer", "minimum": 0, "maximum": 999_999, "default": 0, "description": "of the request"},
-        "truth": {"description": "the label as it stands in the training data", "not": {"type": "null"}},
+        "truth": {
+            "description": "the label as it stands in the training data; of a metric its value, 0 to 1",
+            "not": {"type": "null"},
+        },
+        "metric": {
+            **_NAME,
+            "description": "a primary of the line's experiment, where not the truth of an answer is sent; counts once a user",
+        },
     },
     "oneOf": [{"required": ["request_id"]}, {"required": ["unit"]}],
 }
@@ -109,6 +119,7 @@ LABELLED: Json = {
     "type": "object",
     "required": ["line", "test_id", "arm", "stage", "version", "request_id", "row", "outcome", "counted"],
     "properties": {
+        "metric": {"type": "string", "description": "as it was sent"},
         "line": {"type": "string"},
         "test_id": {"type": "string"},
         "arm": {"type": "string", "enum": ["candidate", "control"]},
@@ -136,6 +147,8 @@ ERROR: Json = {
             "properties": {
                 **_PROBLEM,
                 "request_id": {"type": "string"},
+                "where": {"type": "string", "description": "what it is about; of a letter"},
+                "cure": {"type": "string", "description": "what to do next; of a letter"},
                 "details": {
                     "type": "array",
                     "items": {"type": "object", "required": [*_PROBLEM], "properties": _PROBLEM},
@@ -242,3 +255,118 @@ JOBS: Json = {
     "required": ["jobs"],
     "properties": {"jobs": {"type": "array", "maxItems": 100, "items": {"$ref": "#/components/schemas/Job"}}},
 }
+# As far as a pattern can say what is printable and not blank.
+_REASON: Json = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 500,
+    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
+    "allOf": [{"pattern": "\\S"}],
+    "description": "why, in printable characters on one line, for who reads the ledger",
+}
+MOVE: Json = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["reason"],
+    "properties": {"reason": _REASON},
+}
+START: Json = {
+    **MOVE,
+    "properties": {
+        "reason": _REASON,
+        "version": {
+            **_WHOLE_OR_NULL,
+            "minimum": 1,
+            "maximum": 999_999_999,
+            "description": "the candidate; by default what is staged",
+        },
+        "policy": {"enum": [*POLICIES, None], "description": "by default the line's own"},
+        "options": {"type": ["object", "null"], "description": "of the policy's plan, over the line's own"},
+    },
+}
+_ARM: Json = {
+    "type": "object",
+    "required": ["version", "bundle_id", "served", "errors", "error_rate", "labelled", "accuracy", "p95_ms"],
+    "properties": {"version": _WHOLE_OR_NULL, "bundle_id": {"type": "string"}, "served": {"type": "integer"}},
+}
+ROLLOUT: Json = {
+    "type": "object",
+    "required": ["line", "status", "percent", "since", "arms", "verdict", "alert", "target"],
+    "properties": {
+        "line": {"type": "string"},
+        "status": {"type": "string", "description": "of the rollout; none without one, unreadable where its state is"},
+        "percent": {"type": "number", "minimum": 0, "maximum": 100, "description": "what the candidate takes"},
+        "since": {**_TEXT_OR_NULL, "description": "of the stage"},
+        "arms": {"type": "object", "properties": {"candidate": _ARM, "control": _ARM}},
+        "verdict": {"enum": ["PASS", "FAIL", "NO_DATA", None], "description": "of a look that were made now"},
+        "alert": {"type": "string", "description": "what a person should see to; empty when nothing"},
+        "target": {
+            "type": ["object", "null"],
+            "description": "what splits the traffic, and what it gives the candidate",
+        },
+    },
+}
+STATES = sorted(filter(states_of, {*State, *(word for words in WORDS.values() for word in words.values())}))
+"""Every word by which a version's state may be asked for, ours and those of other systems."""
+VERSION_RECORD: Json = {
+    "type": "object",
+    "required": ["id", "line", "version", "bundle_id", "type", "algorithm", "framework", "state", "aliases", "metrics"],
+    "properties": {
+        "id": {"type": "string", "format": "uuid"},
+        "line": {"type": "string"},
+        "version": {"type": "integer", "minimum": 1},
+        "bundle_id": {"type": "string"},
+        "type": _TEXT_OR_NULL,
+        "algorithm": _TEXT_OR_NULL,
+        "framework": _TEXT_OR_NULL,
+        "state": {"type": "string", "enum": sorted(State)},
+        "aliases": {"type": "array", "items": {"type": "string"}},
+        "metrics": {"type": "object"},
+        **{f"{name}_score": {"type": ["number", "null"]} for name in ("accuracy", "precision", "recall", "f1")},
+        "created_at": {"type": "string"},
+        "deployed_at": _TEXT_OR_NULL,
+        "archived_at": _TEXT_OR_NULL,
+    },
+}
+WHOLE_RECORD: Json = {
+    **VERSION_RECORD,
+    "required": [*VERSION_RECORD["required"], "params", "primary_score", "model_size", "training_time"],
+    "properties": {
+        **VERSION_RECORD["properties"],
+        "params": {"type": "object", "description": "what was asked of its training"},
+        "primary_score": {
+            "type": ["object", "null"],
+            "required": ["metric", "value"],
+            "properties": {"metric": {"type": "string"}, "value": {"type": ["number", "null"]}},
+        },
+        "model_size": {**_WHOLE_OR_NULL, "description": "bytes of the bundle's files"},
+        "training_time": {
+            **_WHOLE_OR_NULL,
+            "description": "seconds; null where it was not measured or the step was reused",
+        },
+    },
+}
+VERSIONS: Json = {
+    "type": "object",
+    "required": ["total", "limit", "offset", "models"],
+    "properties": {
+        **{name: {"type": "integer", "minimum": 0} for name in ("total", "limit", "offset")},
+        "models": {"type": "array", "maxItems": 1000, "items": VERSION_RECORD},
+    },
+}
+
+
+def _query(name: str, schema: Json, says: str) -> Json:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": says}
+
+
+_WORD: Json = {"type": "string", "pattern": "^[ -~]{1,200}$"}
+FILTERS = [
+    _query("status", {"type": "string", "enum": STATES}, "a state, in our words or another system's"),
+    _query("type", _WORD, "such as classification"),
+    _query("framework", _WORD, "such as xgboost"),
+    _query("line", _WORD, "FAMILY or FAMILY@NAME"),
+    _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}, "versions on the page"),
+    _query("offset", {"type": "integer", "minimum": 0, "maximum": 999_999_999, "default": 0}, "versions before it"),
+]
+"""What a list of versions may be asked by."""

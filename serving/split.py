@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from esteira.errors import DataError
 from esteira.family import Answer, Row
 from esteira.rollout.router import BUCKETS, bucket, to_candidate
-from esteira.rollout.sums import ArmName
+from esteira.rollout.sums import ArmName, number
 from serving.answering import LARGE, Answering, TimedOut, document, within
 from serving.arms import Arms, Key
 from serving.asgi import Receive
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("serving")
 THREADS = 8
-"""Of each arm. Where so many calls of a candidate hang, it is asked no more until one of them ends."""
+"""Of the champions together, and of each candidate. Where so many calls of a candidate hang, it is asked no more until one ends."""
 SHARE = 0.5
 """Of a request's time that a candidate may take; the rest is the champion's."""
 _TIMED = 0.9 * BUCKETS
 """The bucket from which the champion's units, a tenth of all, go the candidate's way, so that both are timed alike."""
+_WHOSE: Mapping[bytes | None, ArmName] = {b"candidate": "candidate", b"control": "control"}
 _TOLD = 60.0  # seconds between two words about the same candidate
 
 
@@ -61,6 +62,19 @@ class Told(NamedTuple):
 
 class NotFiniteError(Exception):
     """A candidate answered with what is no number."""
+
+
+class _Lane:
+    """The threads of one candidate in one rollout, so that one that hangs takes nothing from whoever comes after it, or beside it."""
+
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="candidate")
+        self.hung = 0  # calls that go on after their time
+
+    def came_back(self, call: "asyncio.Future[Any]") -> None:
+        self.hung -= 1
+        if not call.cancelled():
+            call.exception()  # looked at, so that nobody is told that it was not
 
 
 class SplitAnswering:
@@ -87,19 +101,19 @@ class SplitAnswering:
         self._arms = arms
         self._metrics = metrics
         self._faults = faults
-        self._candidate = ThreadPoolExecutor(THREADS, thread_name_prefix="candidate")
+        self._lanes: dict[tuple[str, str], _Lane] = {}  # by line and test
         self._control = ThreadPoolExecutor(THREADS, thread_name_prefix="control")
-        self._hung = 0  # calls of candidates that go on after their time
         self._told: dict[str, float] = {}
 
     def close(self) -> None:
         """Begin no more calls; those in flight end by themselves."""
-        self._candidate.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.threads.shutdown(wait=False, cancel_futures=True)
         self._control.shutdown(wait=False)
 
     async def answer(
         self, live: Live, predictor: Predictor, body: bytes, request_id: bytes, receive: Receive, *,
-        unit: bytes | None = None, spent: float = 0.0,
+        unit: bytes | None = None, told: bytes | None = None, spent: float = 0.0,
     ) -> Told:  # fmt: skip
         """The answer, by the version that the unit belongs to.
 
@@ -107,6 +121,8 @@ class SplitAnswering:
             live: the split as it was found; its file is looked at again, so that a share that was taken back is not used.
             predictor: what the line serves.
             unit: the header `x-unit-id`.
+            told: the header `x-esteira-arm`, by which a proxy that splits the traffic, and asks the other service again where one
+                fails, says whose the request is; heard only where something before this service splits.
             spent: seconds of the request's that are gone already.
 
         Raises:
@@ -126,7 +142,7 @@ class SplitAnswering:
                 return await self._usual(predictor, body, request_id, receive, spent + waited)
         running: asyncio.Future[Any] | None = None
         try:
-            return await self._inside(now, predictor, body, request_id, unit, left)
+            return await self._inside(now, predictor, body, request_id, unit, told, left)
         except LateError as late:
             running = late.call
             raise TimedOut(answering.pace.seconds, running) from None
@@ -145,8 +161,9 @@ class SplitAnswering:
         return Told(answer, rows, predictor, None)
 
     async def _inside(
-        self, live: Live, predictor: Predictor, body: bytes, request_id: bytes, unit: bytes | None, left: float
-    ) -> Told:
+        self, live: Live, predictor: Predictor, body: bytes, request_id: bytes, unit: bytes | None, told: bytes | None,
+        left: float,
+    ) -> Told:  # fmt: skip
         begun = time.perf_counter()
         large = len(body) > LARGE
         read = partial(rows_of, body, self._answering.rows)
@@ -159,8 +176,9 @@ class SplitAnswering:
         split = live.split
         place = bucket(split.salt, split.test_id, name)
         arm: ArmName
+        whose = _WHOSE.get(told) if live.arm is not None else None
         if live.arm is not None:
-            arm, thread, timed = live.arm, large, True
+            arm, thread, timed = whose or live.arm, large, True
         elif name in live.named or to_candidate(split.percent, place):
             return await self._of_candidate(live, predictor, rows, request_id, name, begun, left, large=large)
         else:
@@ -172,13 +190,16 @@ class SplitAnswering:
         except (Problem, DataError):
             raise  # the row is at fault, and would be in either arm
         except Exception:
-            self._count(live, key, error=True)
+            if whose is None or whose != live.arm:  # else the other service is asked again, and counts it
+                self._count(live, key, name, error=True)
             raise
-        if finite(answers):
-            self._count(live, key, answers, seconds=time.perf_counter() - begun if timed else None)
+        if whose is not None and whose != live.arm:
+            self._count(live, key, name, error=True)  # of the other one, which could not
+        elif sound(answers):
+            self._count(live, key, name, answers, seconds=time.perf_counter() - begun if timed else None)
             self._arms.note(key, live.line, predictor.deployment.version, name, request_id.decode(), answers)
         else:
-            self._count(live, key, error=True)
+            self._count(live, key, name, error=True)
         return Told(answer, len(rows), predictor, arm)
 
     async def _of_candidate(
@@ -189,11 +210,11 @@ class SplitAnswering:
         key = Key(live.split.test_id, live.split.stage, "candidate")
         candidate = live.candidate
         found = None
-        if candidate is not None and self._hung < THREADS:
-            found = await self._by_candidate(candidate, rows, request_id, left)
+        if candidate is not None and (lane := self._lane(live)).hung < THREADS:
+            found = await self._by_candidate(lane, candidate, rows, request_id, left)
         if found is not None and candidate is not None:
             answers, answer = found
-            self._count(live, key, answers, seconds=time.perf_counter() - begun)
+            self._count(live, key, name, answers, seconds=time.perf_counter() - begun)
             self._arms.note(key, live.line, candidate.deployment.version, name, request_id.decode(), answers)
             return Told(answer, len(rows), candidate, "candidate")
         left -= time.perf_counter() - begun
@@ -202,31 +223,37 @@ class SplitAnswering:
         except (Problem, DataError):
             raise
         except Exception:
-            self._count(live, key, error=True)
+            self._count(live, key, name, error=True)
             raise
-        self._count(live, key, error=True)
+        self._count(live, key, name, error=True)
         return Told(answer, len(rows), champion, "candidate")
 
+    def _lane(self, live: Live) -> _Lane:
+        """The threads of this rollout's candidate. Those of rollouts that are over end when their calls do."""
+        key = (live.line, live.split.test_id)
+        lane = self._lanes.get(key)
+        if lane is None:
+            running = {(line, found.split.test_id) for line, found in list(self.live.items())}
+            for over in self._lanes.keys() - running:
+                self._lanes.pop(over).threads.shutdown(wait=False)
+            lane = self._lanes[key] = _Lane()
+        return lane
+
     async def _by_candidate(
-        self, candidate: Predictor, rows: Sequence[Row], request_id: bytes, left: float
+        self, lane: _Lane, candidate: Predictor, rows: Sequence[Row], request_id: bytes, left: float
     ) -> tuple[list[Answer], bytes] | None:
         seconds = left * SHARE
         work = partial(self._call, candidate, rows, request_id, time.monotonic() + seconds, strict=True)
         try:
-            return await within(self._candidate, seconds, work)
+            return await within(lane.threads, seconds, work)
         except LateError as late:
             if late.call is not None:
-                self._hung += 1
-                late.call.add_done_callback(self._came_back)
+                lane.hung += 1
+                late.call.add_done_callback(lane.came_back)
             self._tell(candidate, late)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises, the champion answers
             self._tell(candidate, error)
         return None
-
-    def _came_back(self, call: "asyncio.Future[Any]") -> None:
-        self._hung -= 1
-        if not call.cancelled():
-            call.exception()  # looked at, so that nobody is told that it was not
 
     async def _by_champion(
         self, predictor: Predictor, rows: Sequence[Row], request_id: bytes, left: float, *, thread: bool
@@ -251,7 +278,7 @@ class SplitAnswering:
         """In a thread: answers, and the document of them.
 
         Args:
-            strict: an answer that is no number is a failure.
+            strict: an answer, or its confidence, that is no number is a failure.
         """
         if time.monotonic() > until:  # it waited for a thread until nobody waited for it
             raise LateError
@@ -259,14 +286,16 @@ class SplitAnswering:
         if findings:
             self._answering.judge(predictor, findings)
         answers = predictor.answer(rows, findings)
-        if strict and not finite(answers):
+        if strict and not sound(answers):
             raise NotFiniteError
         return answers, document(predictor, answers, request_id)
 
     def _count(
-        self, live: Live, key: Key, answers: Sequence[Answer] = (), *, seconds: float | None = None, error: bool = False
-    ) -> None:
-        self._arms.count(key, answers, seconds=seconds, error=error)
+        self, live: Live, key: Key, name: str, answers: Sequence[Answer] = (), *, seconds: float | None = None,
+        error: bool = False,
+    ) -> None:  # fmt: skip
+        user = name if live.split.primaries else ""
+        self._arms.count(key, answers, seconds=seconds, error=error, user=user)
         self._metrics.rollout(live.line, key.arm, error=error)
 
     def _tell(self, candidate: Predictor, error: Exception) -> None:
@@ -303,6 +332,13 @@ def _name(live: Live, row: Row) -> str | None:
     except Exception:  # noqa: BLE001 - a row that the contract has not been asked about yet may be anything
         return None
     return None if found is None else str(found)
+
+
+def sound(answers: Sequence[Answer]) -> bool:
+    """Whether every number in the answers is one, and every confidence, where there is one, is a number."""
+    return finite(answers) and all(
+        (confidence := answer.get("confidence")) is None or number(confidence) for answer in answers
+    )
 
 
 def finite(value: Any) -> bool:

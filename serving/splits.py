@@ -132,6 +132,11 @@ class Splits:
             self.live[live.line] = changed
         return changed
 
+    def of(self, line: str) -> Split | None:
+        """What the file of a line says this moment, whether this process takes part or not. Reads the file."""
+        known = self._lines.get(line)
+        return None if known is None else splits.read(known.file)
+
     def percents(self) -> Mapping[str, float]:
         """Line -> percent that the candidate takes here now, of the lines with a split."""
         return {line: live.split.percent for line, live in list(self.live.items())}

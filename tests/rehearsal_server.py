@@ -1,4 +1,5 @@
-"""A small server that is asked as the real one is and behaves as its folder's behaviour.json says: `serve --bundle DIR --port 0`.
+"""A small server that is asked as the real one is and behaves as its folder's behaviour.json says, or $BEHAVES_AS's:
+`serve --bundle DIR --port 0`.
 
 For what the real server cannot be made to do at will: hang, crash, answer slowly, with NaN, or with too few rows.
 """
@@ -12,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(sys.argv[sys.argv.index("--bundle") + 1])
+FOLDER = Path(os.environ.get("BEHAVES_AS") or sys.argv[sys.argv.index("--bundle") + 1])
 SAID: dict[str, Any] = json.loads((FOLDER / "behaviour.json").read_text())
 COUNT = 0
 
@@ -30,11 +31,13 @@ class Handler(BaseHTTPRequestHandler):
         if how == "hangs":
             threading.Event().wait(60)
         if how == "crashes":
-            print("Segmentation fault of the tests", file=sys.stderr, flush=True)
+            print(f"Segmentation fault at {rows}", file=sys.stderr, flush=True)
             os._exit(139)
         time.sleep(SAID.get("seconds", 0.0))
         status = {"refuses": 422, "fails": 500}.get(how, 200)
-        document: dict[str, Any] = {"error": {"code": "bad_row", "message": f"does: {how}"}}
+        # As the real one does, it quotes what it was given.
+        says = {"code": "bad_row", "message": f"a must be a letter, but got {rows[0]}", "field": "a", "row": 0}
+        document: dict[str, Any] = {"error": says}
         if status == 200:
             answers = [{"prediction": SAID.get("value", 1.0) + row.get("a", 0), "probabilities": {}} for row in rows]
             if how == "nan":
@@ -44,11 +47,11 @@ class Handler(BaseHTTPRequestHandler):
             if how == "null":
                 answers[0]["prediction"] = None
             document = {"rows": answers[1:] if how == "short" else answers}
-        content = b"<html>" if how == "html" else json.dumps(document).encode()
+        content = f"<html>{rows}" if how in ("html", "fails") else json.dumps(document)
         self.send_response(status)
-        self.send_header("content-length", str(len(content)))
+        self.send_header("content-length", str(len(content.encode())))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content.encode())
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

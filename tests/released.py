@@ -8,6 +8,7 @@ from typing import Any
 from esteira import ledger
 from esteira.access import Actor
 from esteira.registry import Registry, Version
+from esteira.release.policy import ApprovalMode, Asked, ReleasePolicy
 from esteira.settings import Settings
 from esteira.store import Store
 from tests.test_registry import LINE, PASS, make_bundle
@@ -22,6 +23,11 @@ LOCAL = Actor("somebody", "local", keyed=False)
 GUEST = Actor("somebody", "guest", keyed=False)
 
 AUTOMATIC = {"policy": "automatic"}
+
+
+def policy(mode: ApprovalMode, *, rehearse: bool = False) -> ReleasePolicy:
+    """How a line is released: at once, and by default without a server of a rehearsal."""
+    return ReleasePolicy.of(Asked(rehearse=rehearse), approval_mode=mode, rollout="direct")
 
 
 class Unshown(Registry):
@@ -39,10 +45,12 @@ def add(
     line: str = LINE,
     author: Actor = SCIENTIST,
     verdict: dict[str, Any] | None = PASS,
+    policy: ReleasePolicy | None = None,
     at: datetime = NOW,
     **columns: Any,
 ) -> Version:
-    """A registered version: its bundle in storage, its entries, its row. `verdict` None leaves it without a report."""
+    """A registered version: its bundle in storage, its entries, its row. `verdict` None leaves it without a report, `policy` None
+    without a word of how its line is released."""
     name = line.replace("@", "--")
     place = Path(settings.artifacts) / name / f"run{number}" / "artifacts" / "model" / "bundle"
     if not place.exists():
@@ -52,9 +60,10 @@ def add(
     with store.begin() as connection:
         if verdict is not None:
             ledger.append(store, kind="verdict", evidence=verdict, connection=connection, **common)
+        release = {} if policy is None else {"release": policy.model_dump(mode="json")}
         ledger.append(
-            store, kind="registration", evidence={"keyed": author.keyed, "role": author.role}, connection=connection, **common
-        )  # fmt: skip
+            store, kind="registration", evidence={**release, **author.told()}, connection=connection, **common
+        )
         row = {
             "uri": place.as_uri(), "mlflow_run_id": f"run{number}", "run_id": f"run{number}", "data_hash": "d" * 64,
             "code_revision": "unknown", "params_hash": "p" * 64, "params": {}, "metrics": {"roc_auc": 0.9}, "state": "validated",

@@ -50,6 +50,7 @@ class Model:
     def __init__(self) -> None:
         self.does: Callable[[Row], Any] = lambda _: "yes"
         self.finds: Callable[[Row], bool] = lambda row: "bad" in row
+        self.sure: Any = 0.75
         self.asked = 0
 
     def check(self, rows: Sequence[Row]) -> list[Finding]:
@@ -57,7 +58,7 @@ class Model:
 
     def answer(self, rows: Sequence[Row]) -> list[Answer]:
         self.asked += 1
-        return [{"prediction": self.does(row), "confidence": 0.75, "warnings": []} for row in rows]
+        return [{"prediction": self.does(row), "confidence": self.sure, "warnings": []} for row in rows]
 
 
 class Line:
@@ -82,7 +83,7 @@ class Line:
         self.api = Api(
             self.deployed, Keys(b"caller", b"operator"), bento, metrics=metrics, limits=Limits(rows=50),
             pace=options.pop("pace", Pace(seconds=2.0)), splits=self.splits, arms=self.arms,
-            feedback=Feedback(lambda: self.rollouts, self.arms, metrics), **options,
+            feedback=Feedback(lambda: self.rollouts, self.arms, metrics, self.splits.of), **options,
         )  # fmt: skip
         self.metrics = metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from esteira.latency import BOUNDS
 from esteira.rollout.state import Rollout, Side
-from esteira.rollout.sums import ArmName, Sums
+from esteira.rollout.sums import ArmName, Sums, Tally
 
 START = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -32,6 +32,13 @@ def arm(
         confidence=sure * value, confidence_sq=sure * value * value,
         latency={} if seconds is None else {bisect_right(BOUNDS, seconds): served - errors},
     )  # fmt: skip
+
+
+def answered(seconds: float, *, confidence: float | None = None, error: bool = False) -> Sums:
+    """One served unit, as a service counts it."""
+    tally = Tally()
+    tally.add(seconds, [confidence], error=error)
+    return tally.sums()
 
 
 def arms(candidate: Sums | None = None, control: Sums | None = None) -> Mapping[ArmName, Sums]:

@@ -18,6 +18,7 @@ from esteira import ledger
 from esteira.access import ENGINE, Actor
 from esteira.errors import OutsideError
 from esteira.registry import Registry
+from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import carrying, control, engine, files, targets
 from esteira.rollout import split as splits
 from esteira.rollout.split import Split
@@ -32,6 +33,8 @@ HOUR = timedelta(hours=1)
 ANA = Actor("ana", "local", keyed=False)
 DATA = "da" * 32
 VERDICT = {"verdict": "pass", "rules": [{"rule": "better", "outcome": "PASS", "value": 0.9, "bound": 0.5, "n": 100}]}
+UNREHEARSED = ReleasePolicy.of(Asked(rehearse=False), approval_mode="automatic", rollout="direct")
+"""What these lines are released by: nobody is asked, and no server of a rehearsal is started."""
 _CARD = {
     "purpose": "who leaves",
     "data": {"name": "churn"},
@@ -60,7 +63,7 @@ def register(registry: Registry, bundle: Path, **changes: Any) -> int:
     """Make a bundle the next version of LINE."""
     told: dict[str, Any] = {
         "run_id": f"run-{bundle.name}", "data_hash": DATA, "code_revision": "c0ffee", "params_hash": "ab" * 32,
-        "metrics": {"roc_auc": 0.9}, "verdict": VERDICT, **changes,
+        "metrics": {"roc_auc": 0.9}, "verdict": VERDICT, "policy": UNREHEARSED, "now": T0 - 48 * HOUR, **changes,
     }  # fmt: skip
     return registry.register(LINE, bundle, **told).version
 
@@ -73,7 +76,7 @@ def home_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry.store.register_dataset(name="churn", content_hash=DATA, created_by="ana", row_count=12_000)
     for text in ("one", "two"):
         register(registry, make_bundle(folder / text, text))
-    registry.set_alias(LINE, "champion", 1, actor="ana", reason="the first", now=T0 - 24 * HOUR)
+    registry.promote(LINE, 1, actor=ANA, reason="the first", evidence={"policy": "automatic"}, now=T0 - 24 * HOUR)
     # A copy finds its bundles by where they lie below it only when they are not where they were made.
     return (folder / "made").rename(folder / "home")
 
@@ -126,7 +129,7 @@ class World:
         )  # fmt: skip
 
     def put(self, stage: int, arm: ArmName, sums: Sums) -> None:
-        Rollouts(self.registry.store).put_sums(self.state.test_id, stage, arm, "test", sums, at=self.now)
+        Rollouts(self.registry.store).put_all(self.state.test_id, "test", {(stage, arm): sums}, at=self.now)
 
     def feed(self, hours: float, *, candidate: float = 0.80, control: float = 0.75, stage: int | None = None) -> None:
         """So many hours of traffic in this stage: 100 labelled units an hour and arm, of these accuracies."""
@@ -203,6 +206,8 @@ class Gateway:
 
     name = "gateway"
     settle_seconds = 60.0
+    sticky = named = False
+    place = "a gateway"
 
     def __init__(self) -> None:
         self.percent, self.away, self.stuck, self.tries = 0.0, False, False, 0
@@ -210,7 +215,7 @@ class Gateway:
     def share(self) -> float | None:
         return None if self.away else self.percent
 
-    def shift(self, split: Split | None) -> None:
+    def shift(self, split: Split | None, *, first: bool = False) -> None:
         self.tries += 1
         if self.away or self.stuck:
             raise OutsideError("a gateway answers, but it does not", code="gateway_away", where="test", cure="wait")

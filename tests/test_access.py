@@ -12,8 +12,9 @@ import pytest
 
 from esteira import access, ledger
 from esteira.access import ACTIONS, MATRIX, ROLES, Actor
-from esteira.errors import ConfigError, Refused
-from esteira.settings import Settings
+from esteira.cli import main
+from esteira.errors import ConfigError, OutsideError, Refused
+from esteira.settings import Settings, load_settings
 from esteira.store import Store
 from tests.released import ADMIN, APPROVER, GUEST, LOCAL, NOW, SCIENTIST, VIEWER
 from tests.stores import sqlite_store, sqlite_template
@@ -211,9 +212,319 @@ class TestKeys:
         access.add(tmp_path, "bob", "approver")
         assert ["ana", "bob"] == [key.name for key in access.listed(tmp_path)]
 
-    def test_what_is_told_of_a_key_in_the_ledger_is_not_the_key(self, sqlite_store: Store) -> None:
-        access.note(sqlite_store, ADMIN, "added", "bob", "approver", now=NOW)
 
-        (entry,) = ledger.log(sqlite_store)
-        assert ("key", "ana", "bob") == (entry.kind, entry.actor, entry.evidence["name"])
-        assert "sha256" not in json.dumps(entry.evidence)
+NOBODY = "somebody"
+
+
+class Home:
+    """A home, the store that it guards, and the keys that were shown."""
+
+    def __init__(self, home: Path, store: Store) -> None:
+        self.path, self.store = home, store
+        self.shown: dict[str, str] = {}
+
+    def settings(self, name: str | None = None, actor: str = NOBODY) -> Settings:
+        """Of who holds that key; of who has none."""
+        return Settings(home=self.path, key=None if name is None else self.shown[name], actor=actor)
+
+    def who(self, name: str | None = None) -> Actor:
+        """Who acts with that key."""
+        return access.who(self.settings(name))
+
+    def give(self, name: str, role: str, by: str | None = None) -> str:
+        """Make a key."""
+        access.give(
+            self.settings(by), name, role, store=self.store, show=lambda key: self.shown.update({name: key}), now=NOW
+        )
+        return self.shown[name]
+
+    def killed(self, point: str, act: str, *words: str, by: str | None = None) -> None:
+        """Give or take a key in a process that dies at that point; what was shown is lost."""
+        pid = os.fork()
+        if pid == 0:
+            os.environ["ESTEIRA_CRASH_AT"] = point
+            own = Store.open(str(self.store.engine.url), self.store.tenant)
+            told = {"store": own, "now": NOW} | ({"show": str} if act == "give" else {})
+            getattr(access, act)(self.settings(by), *words, **told)
+            os._exit(0)
+        assert -9 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def refused(self, actor: Actor, action: str, code: str) -> None:
+        """The store takes this actor for nobody who may, and tells so."""
+        with pytest.raises(Refused) as caught:
+            access.require(actor, action, line="tabular", store=self.store, now=NOW)
+        assert code == caught.value.code
+        last = ledger.log(self.store)[-1]
+        assert ("denied", action) == (last.kind, last.evidence["action"])
+
+
+@pytest.fixture
+def home(tmp_path: Path, sqlite_store: Store) -> Home:
+    """A home without a key."""
+    return Home(tmp_path / "home", sqlite_store)
+
+
+class TestGiven:
+    def test_a_key_that_was_given_is_known_by_the_ledger_which_never_has_the_key(self, home: Home) -> None:
+        key = home.give("ana", "admin")
+        home.give("bob", "approver", by="ana")
+
+        assert {"ana", "bob"} == set(access.known(home.store))
+        entries = ledger.log(home.store)
+        assert [(NOBODY, "ana", False), ("ana", "bob", True)] == [
+            (one.actor, one.evidence["name"], one.evidence["keyed"]) for one in entries
+        ]
+        text = json.dumps([one.to_dict() for one in entries])
+        assert key not in text
+        assert hashlib.sha256(key.encode()).hexdigest() not in text
+        for name, action in (("ana", "keys"), ("bob", "approve")):
+            access.require(home.who(name), action, line="tabular", store=home.store)
+
+    def test_a_key_that_was_taken_away_opens_nothing_in_any_home(self, home: Home) -> None:
+        home.give("ana", "admin")
+        home.give("bob", "approver", by="ana")
+        before = (home.path / "keys.json").read_bytes()
+        held = home.who("bob")
+
+        access.take(home.settings("ana"), "bob", store=home.store, now=NOW)
+
+        with pytest.raises(Refused):
+            home.who("bob")
+        (home.path / "keys.json").write_bytes(before)  # the file of before, from a backup
+        assert held == home.who("bob")
+        home.refused(home.who("bob"), "approve", "other_keys")
+
+    @pytest.mark.parametrize("action", ["promote", "rollout", "retire", "keys"])
+    def test_a_home_without_keys_is_nobody_s_where_the_store_knows_keys(
+        self, action: str, home: Home, tmp_path: Path
+    ) -> None:
+        home.give("ana", "admin")
+
+        eve = access.who(Settings(home=tmp_path / "eve", actor="eve"))
+        assert "local" == eve.role
+        home.refused(eve, action, "other_keys")
+        with pytest.raises(Refused) as caught:
+            access.give(Settings(home=tmp_path / "eve", actor="eve"), "bob", "admin", store=home.store, show=str)
+        assert "other_keys" == caught.value.code
+        assert not (tmp_path / "eve" / "keys.json").exists()
+
+    def test_a_key_file_that_is_gone_opens_nothing(self, home: Home) -> None:
+        home.give("ana", "admin")
+        (home.path / "keys.json").unlink()
+
+        home.refused(home.who(), "promote", "other_keys")
+        for action in ("read", "register", "stage"):
+            access.require(home.who(), action, line="tabular", store=home.store)
+
+    @pytest.mark.parametrize("name", ["ana", "bob"])
+    def test_a_key_of_another_home_opens_nothing_even_by_the_same_name(
+        self, name: str, home: Home, tmp_path: Path
+    ) -> None:
+        home.give("ana", "admin")
+        other = access.add(tmp_path / "eve", name, "admin")
+
+        eve = access.who(Settings(home=tmp_path / "eve", key=other))
+        assert (name, True) == (eve.name, eve.keyed)
+        for action in ("approve", "read", "roll_back"):
+            home.refused(eve, action, "other_keys")
+
+    def test_a_role_that_was_changed_in_the_file_opens_nothing(self, home: Home) -> None:
+        home.give("ana", "admin")
+        home.give("vera", "viewer", by="ana")
+        path = home.path / "keys.json"
+        path.write_text(path.read_text(encoding="utf-8").replace('"viewer"', '"approver"'), encoding="utf-8")
+
+        assert "approver" == home.who("vera").role
+        home.refused(home.who("vera"), "approve", "other_keys")
+
+    def test_a_store_that_knows_no_key_goes_by_the_key_file(self, home: Home) -> None:
+        access.add(home.path, "ana", "admin")
+        home.shown["bob"] = access.add(home.path, "bob", "approver")
+
+        access.require(home.who("bob"), "approve", line="tabular", store=home.store)
+        with pytest.raises(Refused) as caught:
+            access.require(home.who(), "promote", line="tabular", store=home.store)
+        assert "not_allowed" == caught.value.code
+
+    def test_a_rollout_s_own_policy_asks_no_store(self, home: Home) -> None:
+        home.give("ana", "admin")
+
+        access.require(access.ENGINE, "promote", line="tabular", store=_away)
+
+    def test_a_roll_back_does_not_wait_for_a_store_that_is_away_and_nothing_else_goes_without_it(
+        self, home: Home
+    ) -> None:
+        home.give("ana", "admin")
+
+        for action in ("roll_back", "read"):
+            access.require(home.who("ana"), action, line="tabular", store=_away)
+        with pytest.raises(OutsideError):
+            access.require(home.who("ana"), "promote", line="tabular", store=_away)
+        with pytest.raises(Refused):
+            access.require(home.who(), "roll_back", line="tabular", store=_away)
+
+    def test_each_tenant_s_first_key_is_an_admin_s(self, home: Home) -> None:
+        home.give("ana", "admin")
+        other = Home(home.path, Store.open(str(home.store.engine.url), "other"))
+        other.shown = home.shown
+
+        with pytest.raises(Refused) as caught:
+            other.give("bob", "approver", by="ana")
+        assert "first_key" == caught.value.code
+
+    def test_an_entry_about_a_key_that_cannot_be_read_opens_nothing(self, home: Home) -> None:
+        home.give("ana", "admin")
+        ledger.append(
+            home.store, kind="key", line=access.EVERY_LINE, actor="eve", evidence={"action": "added"}, now=NOW
+        )
+
+        with pytest.raises(Refused) as caught:
+            access.require(home.who("ana"), "promote", line="tabular", store=home.store)
+        assert "broken_ledger" == caught.value.code
+
+
+def _away() -> Store:
+    raise OutsideError("the database is away", code="store_away", where="store", cure="start it")
+
+
+class TestCutOff:
+    @pytest.mark.parametrize("point", ["keys.before_rename", "keys.before_entry", "keys.before_shown"])
+    def test_a_first_key_that_was_never_shown_locks_nobody_out(self, point: str, home: Home) -> None:
+        home.killed(point, "give", "ana", "admin")
+
+        assert ([], "local") == (access.listed(home.path), home.who().role)
+        access.require(home.who(), "promote", line="tabular", store=home.store)
+        home.give("ana", "admin")
+        access.require(home.who("ana"), "keys", line="*", store=home.store)
+
+    @pytest.mark.parametrize("point", ["keys.before_rename", "keys.before_entry", "keys.before_shown"])
+    def test_a_later_key_that_was_never_shown_can_be_given_again(self, point: str, home: Home) -> None:
+        home.give("ana", "admin")
+        home.killed(point, "give", "bob", "approver", by="ana")
+
+        assert ["ana"] == [key.name for key in access.listed(home.path)]
+        home.give("bob", "approver", by="ana")
+        access.require(home.who("bob"), "approve", line="tabular", store=home.store)
+
+    def test_a_key_is_taken_away_for_the_store_before_the_file_says_so(self, home: Home) -> None:
+        home.give("ana", "admin")
+        home.give("bob", "approver", by="ana")
+        home.killed("keys.before_revoked", "take", "bob", by="ana")
+
+        home.refused(home.who("bob"), "approve", "other_keys")
+        access.take(home.settings("ana"), "bob", store=home.store, now=NOW)
+        with pytest.raises(Refused):
+            home.who("bob")
+
+    def test_a_ledger_that_takes_no_entry_leaves_no_key(self, home: Home) -> None:
+        with home.store.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER full BEFORE INSERT ON ledger BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
+
+        with pytest.raises(Exception, match="full"):
+            home.give("ana", "admin")
+
+        assert {} == home.shown
+        assert ([], "local") == (access.listed(home.path), home.who().role)
+
+    def test_a_key_that_could_not_be_shown_opens_nothing(self, home: Home) -> None:
+        def closed(key: str) -> None:
+            home.shown["ana"] = key
+            raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):
+            access.give(home.settings(), "ana", "admin", store=home.store, show=closed)
+
+        with pytest.raises(Refused):
+            home.who("ana")
+        home.give("ana", "admin")
+        access.require(home.who("ana"), "keys", line="*", store=home.store)
+
+    def test_of_two_first_keys_made_at_once_the_second_needs_the_first(self, home: Home) -> None:
+        codes: list[str] = []
+
+        def make(name: str) -> None:
+            try:
+                home.give(name, "admin")
+            except Refused as error:
+                codes.append(error.code)
+
+        threads = [threading.Thread(target=make, args=(name,)) for name in ("ana", "eve")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert (["not_allowed"], 1) == (codes, len(access.listed(home.path)))
+
+
+class TestName:
+    @pytest.mark.parametrize("name", ["bob", "Bob"])
+    def test_who_gives_no_key_does_not_go_by_the_name_of_one(self, name: str, home: Home, tmp_path: Path) -> None:
+        home.give("ana", "admin")
+        home.give("bob", "approver", by="ana")
+
+        with pytest.raises(Refused) as caught:
+            access.who(home.settings(actor=name))
+        assert "taken_name" == caught.value.code
+        home.refused(access.who(Settings(home=tmp_path / "eve", actor=name)), "register", "taken_name")
+
+    @pytest.mark.parametrize("name", ["eve\n    9  by bob", "a\x1b[2Kb", "a\u2028b", "a\u202eb"])
+    def test_a_name_is_one_printable_line(self, name: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load_settings({"ESTEIRA_ACTOR": name}, file=None)
+        assert "ESTEIRA_ACTOR" == caught.value.message.split(":")[0]
+
+    def test_an_entry_is_shown_in_one_line_that_says_where_no_key_was_used(
+        self, esteira_home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        store = Store.open(f"sqlite:///{esteira_home / 'esteira.db'}")
+        for actor, keyed in (("eve\n    9  now  approval  by bob", False), ("bob", False), ("bob", True)):
+            ledger.append(store, kind="denied", line="tabular", actor=actor, evidence={"keyed": keyed}, now=NOW)
+        with pytest.raises(SystemExit):
+            main(["ledger", "log"])
+
+        forged, free, named = capsys.readouterr().err.splitlines()
+        assert "by eve\\n    9  now  approval  by bob (no key)  " in forged
+        assert ("by bob (no key)  " in free, "by bob  " in named) == (True, True)
+
+
+class TestReader:
+    def test_who_gives_no_key_reads_and_who_gives_one_gives_one_that_opens(self, home: Home) -> None:
+        access.reader(home.settings(), line="*", store=_away)
+        home.give("ana", "admin")
+        home.give("vera", "viewer", by="ana")
+        access.reader(home.settings(), line="*", store=home.store)
+        access.reader(home.settings(actor="ana"), line="*", store=home.store)
+        access.reader(home.settings("vera"), line="*", store=home.store)
+
+        access.take(home.settings("ana"), "vera", store=home.store)
+        for settings in (home.settings("vera"), Settings(home=home.path, key="esk_wrong")):
+            with pytest.raises(Refused) as caught:
+                access.reader(settings, line="*", store=home.store)
+            assert "unknown_key" == caught.value.code
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["keys", "ls"], ["ledger", "log"], ["ledger", "at", "now"], ["ledger", "export", "--out", "x"], ["ledger", "anchor"],
+            ["ledger", "verify"], ["release", "ls"], ["release", "show", "tabular"], ["rollout", "status", "tabular"],
+        ],
+        ids=" ".join,
+    )  # fmt: skip
+    def test_a_key_that_was_taken_away_reads_nothing(
+        self,
+        words: list[str],
+        esteira_home: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ESTEIRA_KEY", "esk_taken")
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--json"])
+
+        assert (1, "unknown_key") == (ended.value.code, json.loads(capsys.readouterr().out)["error"]["code"])
+        assert not (tmp_path / "x").exists()

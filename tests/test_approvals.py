@@ -1,22 +1,29 @@
 """Approvals: asked for, given by somebody else's key, for these very bytes and so many hours; used once, and void when anything changed."""
 
 import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from esteira import ledger
-from esteira.access import Actor
-from esteira.errors import ConfigError, Refused, SourceError
+from esteira.access import ENGINE, Actor
+from esteira.errors import ConfigError, GateHeld, Refused, SourceError
+from esteira.ledger.chain import stamp
 from esteira.registry import Registry
 from esteira.release import approvals
-from esteira.release.policy import Asked, ReleasePolicy
+from esteira.release.policy import ApprovalMode
+from esteira.release.staging import stage
 from esteira.settings import Settings
 from esteira.store import Store
 from esteira.store.records import Approval
-from tests.released import ADMIN, APPROVER, GUEST, LOCAL, NOW, SCIENTIST, VIEWER, Unshown, add, spoil, stored
+from esteira.store.store import now as present
+from tests.released import ADMIN, APPROVER, GUEST, LOCAL, NOW, SCIENTIST, VIEWER, Unshown, add, policy, spoil, stored
 from tests.stores import sqlite_template, store, store_url
 from tests.test_registry import LINE
 
@@ -24,7 +31,7 @@ __all__ = ["sqlite_template", "store", "store_url"]
 
 DAY = timedelta(hours=24)
 WEEK = timedelta(hours=168)
-POLICY = ReleasePolicy.of(Asked(), approval_mode="required", rollout="direct").model_dump(mode="json")
+POLICY = policy("required").model_dump(mode="json")
 
 
 @pytest.fixture
@@ -37,7 +44,7 @@ def registry(settings: Settings, store: Store) -> Registry:
     """A line with one version in staging for which nobody asked yet."""
     found = Unshown(settings.model_copy(update={"tenant": store.tenant}), store)
     add(store, settings, 1)
-    found.set_alias(LINE, "staging", 1, actor="lia", now=NOW)
+    found.set_alias(LINE, "staging", 1, actor=SCIENTIST, now=NOW)
     return found
 
 
@@ -116,10 +123,10 @@ def test_staging_takes_no_approval_and_production_a_manual_one(registry: Registr
     assert "staging" == registry.must(LINE, 1).state
     ask(registry)
 
-    for code in ("not_approved", "not_approved"):
+    for basis in ({"approval": True}, {"policy": "automatic"}):
         with pytest.raises(Refused) as caught:
-            promote(registry)
-        assert code == caught.value.code
+            registry.promote(LINE, 1, actor=APPROVER, reason="now", evidence=basis, now=NOW)
+        assert "not_approved" == caught.value.code
     assert registry.resolve(LINE) is None
 
 
@@ -133,7 +140,7 @@ def test_an_approver_is_not_the_author(registry: Registry, store: Store, setting
         assert code == caught.value.code
 
     add(store, settings, 2, author=LOCAL)
-    registry.set_alias(LINE, "staging", 2, actor="somebody", now=NOW)
+    registry.set_alias(LINE, "staging", 2, actor=LOCAL, now=NOW)
     ask(registry, version=2)
     with pytest.raises(Refused) as caught:
         approve(registry, version=2)
@@ -249,7 +256,7 @@ def test_a_version_that_is_retired_or_rolled_back_loses_what_was_asked_for_it(
 ) -> None:
     ask(registry)
     add(store, settings, 2)
-    registry.set_alias(LINE, "staging", 2, actor="lia", now=NOW)
+    registry.set_alias(LINE, "staging", 2, actor=SCIENTIST, now=NOW)
     registry.retire(LINE, 1, actor=SCIENTIST, reason="not wanted", now=NOW)
 
     assert "void" == approvals.find(registry.store, registry.must(LINE, 1)).state  # type: ignore[union-attr]
@@ -305,15 +312,302 @@ class TestOverride:
         assert ["approval_void", "alias"] == kinds(registry)[-2:]
         assert "void" == approvals.find(registry.store, registry.must(LINE, 1)).state  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize("actor", [LOCAL, GUEST, SCIENTIST])
-    def test_who_could_not_approve_cannot_go_around_it(self, actor: Actor, registry: Registry) -> None:
-        ask(registry)
-        with pytest.raises(Refused) as caught:
+    @pytest.mark.parametrize("asked", [True, False], ids=["asked", "not_asked"])
+    @pytest.mark.parametrize(
+        ("author", "actor", "code"),
+        [
+            (SCIENTIST, APPROVER, ""),
+            (SCIENTIST, ADMIN, ""),
+            (SCIENTIST, SCIENTIST, "not_allowed"),
+            (SCIENTIST, LOCAL, "not_allowed"),
+            (SCIENTIST, GUEST, "not_allowed"),
+            (SCIENTIST, replace(ADMIN, name="lia"), "own_work"),
+            (ADMIN, ADMIN, "own_work"),
+            (LOCAL, LOCAL, "not_allowed"),
+            (LOCAL, APPROVER, "author_unknown"),
+            (LOCAL, replace(ADMIN, name="somebody"), "own_work"),
+        ],
+        ids=lambda value: f"{value.name}-{value.role}" if isinstance(value, Actor) else value or "goes",
+    )
+    def test_it_takes_an_approvers_key_and_not_the_authors(
+        self, author: Actor, actor: Actor, code: str, asked: bool, settings: Settings, store: Store
+    ) -> None:
+        registry = Unshown(settings.model_copy(update={"tenant": store.tenant}), store)
+        add(store, settings, 1, author=author)
+        if asked:
+            ask(registry)
+        if not code:
             self.promote(registry, actor)
-        assert "not_allowed" == caught.value.code
+            assert 1 == registry.aliases(LINE)["champion"]
+            return
+        for attempt in (
+            lambda: self.promote(registry, actor),
+            lambda: registry.check_promote(LINE, 1, actor=actor, evidence={"override": "now"}, now=NOW),
+        ):
+            with pytest.raises(Refused) as caught:
+                attempt()
+            assert code == caught.value.code
+        assert registry.resolve(LINE) is None
 
-    def test_an_author_cannot_go_around_it(self, registry: Registry) -> None:
-        ask(registry)
+
+class TestWhatIsRecorded:
+    """How a line is released stands in the registration of a version, and holds whoever asks from wherever."""
+
+    @pytest.mark.parametrize(
+        ("mode", "basis", "code"),
+        [
+            ("required", {"policy": "automatic"}, "not_requested"),
+            ("required", {"policy": "notify"}, "not_requested"),
+            ("required", {"approval": True}, "not_requested"),
+            ("automatic", {"policy": "automatic"}, ""),
+            ("notify", {"policy": "notify"}, ""),
+            # The family's word, which is `automatic`.
+            (None, {"policy": "automatic"}, ""),
+        ],
+    )
+    def test_a_version_whose_line_requires_approval_is_not_promoted_without(
+        self,
+        mode: ApprovalMode | None,
+        basis: dict[str, Any],
+        code: str,
+        registry: Registry,
+        store: Store,
+        settings: Settings,
+    ) -> None:
+        add(store, settings, 2, policy=None if mode is None else policy(mode))
+        version = registry.must(LINE, 2)
+        assert (mode == "required") == approvals.needed(store, version)
+        recorded = approvals.terms(store, version)
+        assert mode == (None if recorded is None else recorded.approval_mode)
+        if not code:
+            registry.promote(LINE, 2, actor=APPROVER, reason="go", evidence=basis, now=NOW)
+            last = ledger.log(store)[-1]
+            assert ("notice" if mode == "notify" else "alias") == last.kind
+            assert mode != "notify" or "without asking" in last.evidence["what"]
+            return
+        for attempt in (
+            lambda: registry.promote(LINE, 2, actor=APPROVER, reason="go", evidence=basis, now=NOW),
+            lambda: registry.check_promote(LINE, 2, actor=APPROVER, now=NOW),
+        ):
+            with pytest.raises(Refused) as caught:
+                attempt()
+            assert code == caught.value.code
+        assert registry.resolve(LINE) is None
+
+    def test_a_rollout_needs_the_approval_too(self, registry: Registry, store: Store, settings: Settings) -> None:
+        add(store, settings, 2, policy=policy("required"))
+        wanted = registry.must(LINE, 2)
+        ledger.append(
+            store, kind="rollout", line=LINE, version=2, bundle_id=wanted.bundle_id, actor="rollout", evidence={"test_id": "t1"}
+        )  # fmt: skip
         with pytest.raises(Refused) as caught:
-            self.promote(registry, replace(ADMIN, name="lia"))
-        assert "own_work" == caught.value.code
+            registry.promote(LINE, 2, actor=ENGINE, reason="100 %", evidence={"test_id": "t1"}, now=NOW)
+        assert "not_requested" == caught.value.code
+
+    def test_a_word_that_nobody_knows_requires_an_approval(self, registry: Registry, store: Store) -> None:
+        wanted = registry.must(LINE, 1)
+        evidence = {"release": {"approval_mode": "by_two"}}
+        ledger.append(
+            store, kind="registration", line=LINE, version=1, bundle_id=wanted.bundle_id, actor="lia", evidence=evidence
+        )
+        assert approvals.needed(store, wanted)
+
+
+class TestHeldRehearsal:
+    """What an approver saw is not what is so after a rehearsal that did not pass."""
+
+    @pytest.fixture(autouse=True)
+    def approved(self, registry: Registry) -> None:
+        ask(registry)
+        approve(registry)
+
+    def hold(self, registry: Registry, settings: Settings) -> None:
+        """A real rehearsal of a bundle without a request to replay: it is held at once."""
+        with pytest.raises(GateHeld) as caught:
+            stage(
+                registry, LINE, 1, settings=settings, actor=SCIENTIST, policy=policy("required", rehearse=True), reason="again",
+                now=NOW,
+            )  # fmt: skip
+        assert "rehearsal_failed" == caught.value.code
+
+    def test_it_voids_the_approval(self, registry: Registry, settings: Settings) -> None:
+        self.hold(registry, settings)
+
+        assert ["rehearsal", "approval_void"] == kinds(registry)[-2:]
+        last = ledger.log(registry.store)[-1]
+        assert ("lia", "approved", "data_scientist") == (last.actor, last.evidence["was"], last.evidence["role"])
+        assert "did not pass its rehearsal" in last.evidence["reason"]
+        with pytest.raises(Refused) as caught:
+            promote(registry)
+        assert "approval_void" == caught.value.code
+
+    @pytest.mark.parametrize("basis", [{"approval": True}, {"policy": "automatic"}], ids=["approval", "policy"])
+    def test_an_approval_that_outlived_it_does_not_count(
+        self, basis: dict[str, Any], registry: Registry, store: Store
+    ) -> None:
+        """As after a kill between the rehearsal's entry and the one that voids."""
+        wanted = registry.must(LINE, 1)
+        said: dict[str, Any] = {
+            "line": LINE,
+            "version": 1,
+            "bundle_id": wanted.bundle_id,
+            "actor": "lia",
+            "kind": "rehearsal",
+        }
+        held = ledger.append(store, evidence={"verdict": "held", "summary": "2 requests broke"}, **said)
+        with pytest.raises(Refused, match="2 requests broke") as caught:
+            registry.promote(LINE, 1, actor=APPROVER, reason="go", evidence=basis, now=NOW)
+        assert "not_rehearsed" == caught.value.code
+
+        passed = ledger.append(store, evidence={"verdict": "pass"}, **said)
+        assert passed.seq == held.seq + 1
+        registry.promote(LINE, 1, actor=APPROVER, reason="go", evidence=basis, now=NOW)
+        assert passed.seq == ledger.log(store)[-1].evidence["rehearsal"]
+
+    def test_a_line_that_rehearses_is_approved_and_promoted_on_one_that_passed(
+        self, registry: Registry, store: Store, settings: Settings
+    ) -> None:
+        add(store, settings, 2)
+        wanted = registry.must(LINE, 2)
+        terms = policy("required", rehearse=True).model_dump(mode="json")
+        approvals.request(store, wanted, actor=SCIENTIST, policy=terms, hours=1, now=NOW)
+        approve(registry, version=2)
+        with pytest.raises(Refused, match="it was not rehearsed"):
+            promote(registry, version=2)
+
+
+@pytest.mark.parametrize("hours", [168.5, 8760.0, 0.0, -1.0])
+def test_nobody_asks_for_more_than_seven_days(hours: float, registry: Registry) -> None:
+    """S-40: expires in 7 days, whatever who asks for it would like."""
+    with pytest.raises(ConfigError) as caught:
+        ask(registry, hours=hours)
+    assert "bad_hours" == caught.value.code
+    assert approvals.find(registry.store, registry.must(LINE, 1)) is None
+
+
+def test_every_entry_of_a_release_says_whether_a_key_acted_and_in_what_role(
+    registry: Registry, store: Store, settings: Settings
+) -> None:
+    add(store, settings, 2)
+    ask(registry)
+    approvals.withdraw(registry, LINE, 1, actor=ADMIN, reason="a doubt", now=NOW)
+    ask(registry)
+    approve(registry)
+    promote(registry)
+    registry.set_alias(LINE, "challenger", 2, actor=APPROVER, now=NOW)
+    registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="over", now=NOW)
+    registry.promote(LINE, 2, actor=ADMIN, reason="next", evidence={"policy": "notify"}, now=NOW)
+    registry.roll_back(LINE, actor=SCIENTIST, reason="off", now=NOW)
+    registry.retire(LINE, 2, actor=ADMIN, reason="old", now=NOW)
+
+    told = [entry for entry in ledger.log(store, limit=None) if entry.kind != "verdict"]
+    by = {actor.name: actor for actor in (SCIENTIST, APPROVER, ADMIN, ENGINE)}
+    assert {
+        "registration",
+        "alias",
+        "approval_request",
+        "approval_void",
+        "approval",
+        "notice",
+        "rollback",
+        "archive",
+    } == {entry.kind for entry in told}
+    for entry in told:
+        assert by[entry.actor].told().items() <= entry.evidence.items(), entry.kind
+    given = next(entry for entry in told if entry.kind == "approval")
+    assert (POLICY, None) == (given.evidence["policy"], given.evidence["rehearsal"])
+
+
+class TestWhen:
+    """An entry carries the moment of its transaction, however long that waited for another writer."""
+
+    MOVES: Mapping[str, Callable[[Registry], object]] = {
+        "promotion": lambda registry: registry.promote(
+            LINE, 1, actor=ADMIN, reason="go", evidence={"override": "the old one answers nothing"}
+        ),
+        "roll_back": lambda registry: registry.roll_back(LINE, actor=ADMIN, reason="off"),
+        "staging": lambda registry: registry.set_alias(LINE, "staging", 3, actor=SCIENTIST),
+        "challenger": lambda registry: registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="over"),
+        "retirement": lambda registry: registry.retire(LINE, 5, actor=ADMIN, reason="old"),
+        "request": lambda registry: approvals.request(
+            registry.store, registry.must(LINE, 3), actor=SCIENTIST, policy=POLICY, hours=1
+        ),
+        "approval": lambda registry: approvals.approve(registry, LINE, 1, actor=APPROVER, reason="seen"),
+        "withdrawal": lambda registry: approvals.withdraw(registry, LINE, 1, actor=APPROVER, reason="a doubt"),
+    }
+
+    @pytest.mark.parametrize("name", MOVES)
+    def test_a_move_that_waited_is_later_than_the_move_it_waited_for(
+        self, name: str, registry: Registry, store: Store, settings: Settings
+    ) -> None:
+        for number in (2, 3, 4, 5):
+            add(store, settings, number)
+        for number in (2, 4):
+            registry.promote(LINE, number, actor=ADMIN, reason="go", evidence={"policy": "automatic"}, now=NOW)
+        registry.set_alias(LINE, "challenger", 3, actor=APPROVER, now=NOW)
+        ask(registry)
+
+        released = waited(store, lambda: self.MOVES[name](registry))
+
+        told = ledger.log(store)
+        before = max(number for number, entry in enumerate(told) if entry.actor == "another writer")
+        assert told[before].at < stamp(released)
+        assert told[before + 1 :]
+        assert all(entry.at >= stamp(released) for entry in told[before + 1 :])
+
+    def test_an_approval_that_expired_while_a_promotion_waited_does_not_count(
+        self, registry: Registry, store: Store
+    ) -> None:
+        now = present()
+        ask(registry, now=now, hours=0.5 / 3600)
+        approve(registry, now=now)
+
+        with pytest.raises(Refused) as caught:
+            waited(
+                store,
+                lambda: registry.promote(LINE, 1, actor=APPROVER, reason="go", evidence={"approval": True}),
+                seconds=1.0,
+            )
+        assert "approval_expired" == caught.value.code
+        assert registry.resolve(LINE) is None
+
+    def test_staging_rehearsal_and_request_each_have_their_own_moment(
+        self, registry: Registry, settings: Settings
+    ) -> None:
+        began = present()
+        waited(
+            registry.store,
+            lambda: stage(
+                registry, LINE, 1, settings=settings, actor=SCIENTIST, policy=policy("required"), reason="again"
+            ),
+        )
+
+        asked = approvals.find(registry.store, registry.must(LINE, 1))
+        assert asked is not None
+        assert asked.requested_at > began + timedelta(seconds=0.3)
+
+
+def waited(store: Store, move: Callable[[], object], seconds: float = 0.4) -> datetime:
+    """Make a move while another writer has the store for so long; gives the moment just before that one let go."""
+    has_it, refused = threading.Event(), []
+
+    def work() -> None:
+        has_it.wait(10)
+        try:
+            move()
+        except Refused as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with store.begin() as connection:
+        store.alone(connection)
+        has_it.set()
+        time.sleep(seconds / 2)
+        ledger.append(store, kind="notice", line=LINE, actor="another writer", evidence={}, connection=connection)
+        time.sleep(seconds / 2)
+        released = present()
+    thread.join()
+    if refused:
+        raise refused[0]
+    return released

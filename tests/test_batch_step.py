@@ -31,6 +31,7 @@ from serving.deployments import FromRegistry
 from serving.jobs import Jobs
 from tests.batches import answered, contents, some_rows, write
 from tests.small_bundle import make_bundle
+from tests.test_registry import lead
 
 LINE = "tabular@shop-buys"
 PASSED = {"verdict": "pass", "rules": [{"rule": "made up", "outcome": "PASS", "value": 1, "bound": 0, "n": 2}]}
@@ -142,7 +143,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 @pytest.fixture
 def released(registry: Registry) -> Registry:
     """The first version is the champion."""
-    registry.set_alias(LINE, "champion", 1)
+    lead(registry, 1, line=LINE)
     return registry
 
 
@@ -178,7 +179,7 @@ def test_a_try_after_a_promotion_goes_on_with_the_version_that_the_batch_began_w
     for name in ("step", "command"):
         _begin(Job(bundle=released.fetch(first), data=str(data), out=str(tmp_path / name), rows_per_part=100))
 
-    released.set_alias(LINE, "champion", 2)
+    lead(released, 2, line=LINE)
     report = batch.run(source=str(data), line=LINE, destination=str(tmp_path / "step"), out=tmp_path / "out")
     with pytest.raises(SystemExit) as ended:
         main(["batch", "--line", LINE, "--data", str(data), "--out", str(tmp_path / "command"), "--json"])
@@ -223,7 +224,7 @@ def test_a_job_is_answered_by_the_model_it_was_asked_of_though_the_line_has_move
     asked = json.dumps({"data": str(write(tmp_path / "rows.csv", some_rows(50)))}).encode()
     _, job = asyncio.run(jobs.handle("POST", f"/v1/models/{LINE}/batch-predict", asked, "caller"))
 
-    released.set_alias(LINE, "champion", 2)
+    lead(released, 2, line=LINE)
     jobs.start()
     until = time.monotonic() + 60
     while job["state"] in ("queued", "running") and time.monotonic() < until:

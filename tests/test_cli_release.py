@@ -2,19 +2,22 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from esteira import ledger
+from esteira import access, ledger
+from esteira.ledger.chain import stamp
 from esteira.registry import Registry
 from esteira.release import approvals
 from esteira.settings import load_settings
-from tests.released import LOCAL, SCIENTIST, add
+from tests.released import LOCAL, add, policy
 from tests.stores import sqlite_template
-from tests.test_approvals import POLICY
+from tests.test_approvals import POLICY, waited
 from tests.test_registry import LINE, template
 
 __all__ = ["sqlite_template", "template"]
@@ -64,14 +67,16 @@ def versions(*numbers: int, line: str = LINE, **columns: Any) -> None:
         add(registry().store, load_settings(), number, line=line, **columns)
 
 
-def requested(number: int) -> None:
-    found = registry()
-    found.set_alias(LINE, "staging", number, actor="lia")
-    from datetime import UTC, datetime
+def project(deploy: str) -> None:
+    """A params.yaml in the working folder."""
+    Path("params.yaml").write_text(f"families:\n  tabular:\n    deploy: {{{deploy}}}\n", encoding="utf-8")
 
-    approvals.request(
-        found.store, found.must(LINE, number), actor=SCIENTIST, policy=POLICY, hours=168, now=datetime.now(UTC)
-    )
+
+def requested(number: int) -> None:
+    """Staged and asked for, by whose key is taken up."""
+    found, actor = registry(), access.who(load_settings())
+    found.set_alias(LINE, "staging", number, actor=actor)
+    approvals.request(found.store, found.must(LINE, number), actor=actor, policy=POLICY, hours=168)
 
 
 def test_a_version_goes_from_request_to_production_and_back(run: Run, keys: Callable[[str], None]) -> None:
@@ -115,6 +120,7 @@ def test_who_acts_is_the_name_of_the_key_whatever_the_environment_says(
 
 
 def test_without_keys_everything_goes_as_before_but_approving(run: Run) -> None:
+    project("rehearse: false")
     versions(1, 2, author=LOCAL)
     requested(2)
     assert 1 == run("release", "promote", LINE, "1", "--reason", "first", "--json")["version"]
@@ -123,6 +129,101 @@ def test_without_keys_everything_goes_as_before_but_approving(run: Run) -> None:
         error = run("release", *words, "--reason", "now", "--json", code=1)["error"]
         assert error["code"] in {"not_allowed", "not_approved"}, words
     assert 1 == registry().aliases(LINE)["champion"]
+
+
+def test_what_a_line_requires_is_required_from_every_folder(
+    run: Run, keys: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder without params.yaml says nothing of a line; what was said when a version was registered does."""
+    versions(1, policy=policy("automatic"))
+    versions(2, policy=policy("required"))
+    versions(3, policy=policy("automatic").model_copy(update={"rollout": "staged"}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    keys("bob")
+    assert 1 == run("release", "promote", LINE, "1", "--reason", "first", "--json")["version"]
+
+    for number, command, code in (
+        (2, "release promote", "not_requested"), (3, "release promote", "staged_line"), (2, "rollout start", "not_requested"),
+    ):  # fmt: skip
+        version = [str(number)] if command == "release promote" else ["--version", str(number)]
+        error = run(*command.split(), LINE, *version, "--reason", "now", "--json", code=1)["error"]
+        assert code == error["code"], (number, command)
+    assert 1 == registry().aliases(LINE)["champion"]
+
+
+def test_a_params_file_that_asks_for_more_than_the_registration_counts(run: Run, keys: Callable[[str], None]) -> None:
+    versions(1, policy=policy("automatic"))
+    project("approval_mode: required")
+    keys("bob")
+
+    assert "not_requested" == run("release", "promote", LINE, "1", "--reason", "now", "--json", code=1)["error"]["code"]
+
+
+def test_who_approves_is_told_the_terms_before(run: Run, keys: Callable[[str], None]) -> None:
+    """Whoever asked may have said them: how it goes on, how long the approval counts, and that nothing was rehearsed."""
+    versions(1, 2)
+    requested(1)
+    keys("bob")
+    told = run("release", "approve", LINE, "--reason", "seen")
+
+    parts = (
+        "asked for by ana",
+        "required, direct by rules, 168 hours",
+        "none; the request says rehearse: false",
+        "is approved by bob",
+    )
+    assert sorted(map(told.index, parts)) == [told.index(part) for part in parts]
+    keys("ana")
+    requested(2)
+    wanted = registry().must(LINE, 2)
+    seq = ledger.append(
+        registry().store, kind="rehearsal", line=LINE, version=2, bundle_id=wanted.bundle_id, actor="ana",
+        evidence={"verdict": "pass", "summary": "5 of 5 rules passed"},
+    ).seq  # fmt: skip
+    keys("bob")
+    assert f"pass: 5 of 5 rules passed; ledger entry {seq}" in run("release", "approve", LINE, "2", "--reason", "seen")
+
+
+def test_a_command_that_waited_for_another_writer_is_stamped_when_it_moved(
+    run: Run, keys: Callable[[str], None]
+) -> None:
+    versions(1)
+    project("rehearse: false")
+    released = waited(registry().store, lambda: run("release", "promote", LINE, "1", "--reason", "go", "--json"))
+
+    move = ledger.log(registry().store)[-1]
+    assert ("alias", "ana") == (move.kind, move.actor)
+    assert move.at >= stamp(released)
+
+
+def test_a_roll_back_holds_where_mlflow_is_not_installed(run: Run, keys: Callable[[str], None]) -> None:
+    """It is told once, with exit code 0, so that nobody types it again and goes back one version more."""
+    versions(1, 2, 3)
+    project("rehearse: false")
+    for number in (1, 2, 3):
+        run("release", "promote", LINE, str(number), "--reason", "go", "--json")
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'mlflow':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from esteira.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "rollback", LINE, "--reason", "off", "--json"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert 0 == done.returncode, done.stderr
+    assert (3, 2) == (json.loads(done.stdout)["from"], json.loads(done.stdout)["to"])
+    assert "MLflow does not show the aliases" in done.stderr
+    assert {"champion": 2, "production": 2, "previous": 1} == registry().aliases(LINE)
+    left = registry().store.list_aliases(LINE, mirrored=False)
+    assert {"champion", "production", "previous"} == {alias.alias for alias in left}, "it is shown with the next move"
 
 
 def test_the_list_filters_pages_and_hides_where_things_lie(run: Run, keys: Callable[[str], None]) -> None:
@@ -184,7 +285,7 @@ def test_an_approval_is_withdrawn_and_a_version_put_away(run: Run, keys: Callabl
 
 def test_a_line_that_goes_by_shares_is_not_promoted_at_once(run: Run, keys: Callable[[str], None]) -> None:
     versions(1, 2)
-    Path("params.yaml").write_text("families:\n  tabular:\n    deploy: {rollout: staged}\n", encoding="utf-8")
+    project("rollout: staged, rehearse: false")
     keys("bob")
     run("release", "promote", LINE, "1", "--reason", "the first has nobody to share with", "--json")
 
@@ -198,10 +299,7 @@ def test_a_line_that_goes_by_shares_is_not_promoted_at_once(run: Run, keys: Call
 
 def test_staging_by_hand_takes_up_what_was_rolled_back(run: Run, keys: Callable[[str], None]) -> None:
     versions(1, 2)
-    Path("params.yaml").write_text(
-        "families:\n  tabular:\n    deploy: {approval_mode: required, rehearse: false, approval_hours: 72}\n",
-        encoding="utf-8",
-    )
+    project("approval_mode: required, rehearse: false, approval_hours: 72")
     for number in (1, 2):
         keys("lia")
         staged = run("release", "stage", LINE, str(number), "--reason", "new", "--json")

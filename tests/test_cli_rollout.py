@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from esteira import locks
 from esteira.cli import main
 from esteira.rollout import control, files
+from esteira.rollout import split as splits
 from tests.rollouts import ANA, LINE, World, home_template, world
 
 __all__ = ["home_template", "world"]
@@ -78,6 +80,32 @@ class TestRollout:
         assert name == error["code"]
         assert error["cure"]
 
+    @pytest.mark.parametrize("command", [("rollout", "rollback"), ("rollback",)], ids=" ".join)
+    def test_traffic_that_could_not_be_taken_back_is_no_success(
+        self, command: tuple[str, ...], live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        monkeypatch.setenv("ESTEIRA_TARGET", f"haproxy:{live.home}/nobody.sock#rollout")
+        found = ask(capsys, *command, LINE, "--reason", "complaints", code=2)
+        assert "not_carried_out" == found["error"]["code"]
+        assert "target: " in found["error"]["message"]
+        again = ask(capsys, *command, LINE, "--reason", "complaints", code=2)
+        assert "target: " in again["error"]["message"]
+        assert 1 == live.aliases["champion"], "asked again, it is still the rollout that is undone"
+        monkeypatch.delenv("ESTEIRA_TARGET")
+        ask(capsys, "tick")
+        assert live.split is None
+        assert "target" not in live.state.alert
+
+    def test_a_rollback_to_no_version_ends_no_rollout(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        live.do(control.start)
+        for to in ("99", "2"):
+            error = ask(capsys, "rollback", LINE, "--to", to, "--reason", "r", code=1)["error"]
+            assert "never_served" == error["code"]
+        assert ("running", 10.0) == (live.state.status, live.split.percent)  # type: ignore[union-attr]
+        assert "rollout" == ask(capsys, "rollback", LINE, "--to", "1", "--reason", "r")["undone"]
+        assert not splits.path(live.home, LINE).exists()
+
     def test_a_person_reads_a_few_lines(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["rollout", "start", LINE, "--reason", "October"])
@@ -103,9 +131,31 @@ class TestTick:
     ) -> None:
         live.do(control.start)
         (live.home / "rollouts" / "No Line.json").write_text("{", encoding="utf-8")
-        found = ask(capsys, "tick", code=1)["lines"]
-        assert ["bad_line"] == [one["error"]["code"] for one in found if "error" in one]
+        found = ask(capsys, "tick", code=2)["lines"]
+        assert [("bad_line", 2)] == [(one["error"]["code"], one["exit_code"]) for one in found if "error" in one]
         assert [LINE] == [one["line"] for one in found if "error" not in one]
+
+    def test_a_line_that_somebody_changes_now_is_left_out_with_a_word(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        with locks.hold(live.home, f"rollout {LINE}", what="promoting it"):
+            (found,) = ask(capsys, "tick")["lines"]
+        assert LINE == found["line"]
+        assert "once at a time" in found["skipped"]
+
+    def test_answers_of_rollouts_that_ended_are_forgotten(
+        self, live: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from esteira.store.rollouts import KEPT, Rollouts
+
+        asked: list[Any] = []
+        monkeypatch.setattr(Rollouts, "prune", lambda _, before: asked.append(before) or 0)
+        live.do(control.start)
+        live.do(control.rollback)
+        ask(capsys, "tick")
+        (before,) = asked
+        assert abs(live.now - KEPT - before) < timedelta(hours=1)
 
     def test_a_second_leader_is_refused(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         with locks.hold(live.home, "tick"):

@@ -18,9 +18,9 @@ from esteira import __version__
 from esteira.cli import main
 from esteira.errors import ConfigError
 from esteira.family import Line
+from esteira.project import Project, read_project
 from pipelines import ir_check
 from pipelines.compile import Compiled, defaults, pipeline_name, write
-from pipelines.plan import Project, read_project
 from pipelines.resources import Resources, Volume, image_name, parse, read_resources
 from pipelines.shape import NAMES, STEPS
 from tests.golden import HERE as GOLDEN
@@ -272,6 +272,7 @@ class TestResources:
             (lambda d: d["steps"]["train"].update(timeout=0), "steps.train.timeout: "),
             (lambda d: d["steps"]["train"].pop("timeout"), "steps.train.timeout: field required"),
             (lambda d: d["steps"]["evaluate"].update(retries=1), "evaluate is never tried again"),
+            (lambda d: d["steps"]["deploy"].update(retries=1), "deploy is never tried again"),
             (lambda d: d["steps"]["train"].update(image="latest"), "steps.train.image: "),
             (lambda d: d["steps"]["train"].update(node_pool="GPU pool"), "steps.train.node_pool: "),
             (lambda d: d["steps"]["train"].update(tolerations=[{"key": "a", "value": "b"}]), "goes with operator Equal"),

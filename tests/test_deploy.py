@@ -29,6 +29,10 @@ LINE = "tabular@shop-buys"
 PASSED = {"verdict": "pass", "rules": [{"rule": "made up", "outcome": "PASS", "value": 1, "bound": 0, "n": 2}]}
 
 
+# A rehearsal is what test_deploy_release.py looks at; here it would only take its time.
+PLAIN = deploy.Params(rehearse=False)
+
+
 class Released(NamedTuple):
     """Two registered versions of a line, the first of which was deployed."""
 
@@ -79,7 +83,7 @@ def released(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Released:
         bundle=bundles[1],
         line=LINE,
         out=folder / "out",
-        params=deploy.Params(),
+        params=PLAIN,
     )
     return Released(settings, bundles, folder / "out", report)
 
@@ -94,6 +98,8 @@ def test_the_alias_moves_to_the_deployed_version_and_the_ledger_says_who_and_why
     assert (1, "champion", None) == (released.report.version, released.report.alias, released.report.previous)
     moves = [row for row in registry.store.ledger_rows(LINE) if row["kind"] == "alias"]
     assert "the tests" == moves[-1]["actor"]
+    # Where a line says that it is not rehearsed, so does the move.
+    assert {"policy": "automatic", "rehearsal": None}.items() <= json.loads(moves[-1]["evidence"]).items()
 
 
 def test_no_process_is_left_behind(released: Released) -> None:
@@ -244,7 +250,7 @@ def test_the_next_version_replaces_bento_and_champion_and_the_former_is_told(
         bundle=released.bundles[2],
         line=LINE,
         out=out,
-        params=deploy.Params(reason="a better one"),
+        params=deploy.Params(reason="a better one", rehearse=False),
     )
     registry = Registry(released.settings)
 
@@ -258,9 +264,7 @@ def test_the_next_version_replaces_bento_and_champion_and_the_former_is_told(
     assert {"bento", "deployment.json"} == {path.name for path in out.iterdir()}
 
     entries = len(list(registry.store.ledger_rows(LINE)))
-    again = deploy.run(
-        receipt=tmp_path / "receipt.json", bundle=released.bundles[2], line=LINE, out=out, params=deploy.Params()
-    )
+    again = deploy.run(receipt=tmp_path / "receipt.json", bundle=released.bundles[2], line=LINE, out=out, params=PLAIN)
     assert (2, 1, report.bento) == (again.version, again.previous, again.bento), (
         "the same bundle and code give the same tag"
     )
@@ -287,7 +291,7 @@ class TestTheAliasDoesNotMove:
                 bundle=released.bundles[1],
                 line=LINE,
                 out=tmp_path / "out",
-                params=deploy.Params(),
+                params=PLAIN,
             )
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"line": "tabular", "version": "x", "bundle_id": ""}'])
@@ -299,49 +303,39 @@ class TestTheAliasDoesNotMove:
                 bundle=released.bundles[1],
                 line=LINE,
                 out=tmp_path / "out",
-                params=deploy.Params(),
+                params=PLAIN,
             )
 
     def test_with_another_lines_receipt(self, released: Released, tmp_path: Path) -> None:
         other = receipt(tmp_path, 1, identity(released.bundles[1]), line="tabular@other")
         with pytest.raises(Refused, match="tabular@other"):
-            deploy.run(
-                receipt=other, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=deploy.Params()
-            )
+            deploy.run(receipt=other, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=PLAIN)
 
     def test_when_the_bundle_is_not_the_registered_one(self, released: Released, tmp_path: Path) -> None:
         first = receipt(tmp_path, 1, identity(released.bundles[1]))
         with pytest.raises(Refused, match="asked for"):
-            deploy.run(
-                receipt=first, bundle=released.bundles[2], line=LINE, out=tmp_path / "out", params=deploy.Params()
-            )
+            deploy.run(receipt=first, bundle=released.bundles[2], line=LINE, out=tmp_path / "out", params=PLAIN)
 
     def test_when_a_file_of_the_bundle_was_flipped(self, released: Released, tmp_path: Path) -> None:
         shutil.copytree(released.bundles[1], tmp_path / "bundle")
         (tmp_path / "bundle" / "golden.json").write_text("{}")
         first = receipt(tmp_path, 1, identity(released.bundles[1]))
         with pytest.raises(Refused, match=r"golden\.json"):
-            deploy.run(
-                receipt=first, bundle=tmp_path / "bundle", line=LINE, out=tmp_path / "out", params=deploy.Params()
-            )
+            deploy.run(receipt=first, bundle=tmp_path / "bundle", line=LINE, out=tmp_path / "out", params=PLAIN)
 
     def test_when_the_bento_cannot_be_written(self, released: Released, tmp_path: Path) -> None:
         (tmp_path / "out" / "bento").mkdir(parents=True)
         (tmp_path / "out" / "bento" / "precious.txt").write_text("not a Bento")
         first = receipt(tmp_path, 1, identity(released.bundles[1]))
         with pytest.raises(Refused, match="holds other things"):
-            deploy.run(
-                receipt=first, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=deploy.Params()
-            )
+            deploy.run(receipt=first, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=PLAIN)
         assert "not a Bento" == (tmp_path / "out" / "bento" / "precious.txt").read_text()
 
     def test_when_the_disk_is_full(self, released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(deploy, "_start_build", _full_disk)
         first = receipt(tmp_path, 1, identity(released.bundles[1]))
         with pytest.raises(OutsideError, match="fit on the disk") as caught:
-            deploy.run(
-                receipt=first, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=deploy.Params()
-            )
+            deploy.run(receipt=first, bundle=released.bundles[1], line=LINE, out=tmp_path / "out", params=PLAIN)
         assert "disk_full" == caught.value.code
 
 
@@ -371,7 +365,7 @@ def test_a_kill_leaves_a_whole_state_and_the_next_run_ends_it(released: Released
     script = (
         "import sys; from pathlib import Path; from components import deploy\n"
         "receipt, bundle, out = map(Path, sys.argv[1:])\n"
-        f"deploy.run(receipt=receipt, bundle=bundle, line={LINE!r}, out=out, params=deploy.Params())"
+        f"deploy.run(receipt=receipt, bundle=bundle, line={LINE!r}, out=out, params=deploy.Params(rehearse=False))"
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, str(path), str(released.bundles[wanted]), str(tmp_path / "out")],
@@ -383,9 +377,7 @@ def test_a_kill_leaves_a_whole_state_and_the_next_run_ends_it(released: Released
     assert now is not None
     assert (before.version if point == "deploy.built" else wanted) == now.version
     assert not (tmp_path / "out" / "deployment.json").exists()
-    report = deploy.run(
-        receipt=path, bundle=released.bundles[wanted], line=LINE, out=tmp_path / "out", params=deploy.Params()
-    )
+    report = deploy.run(receipt=path, bundle=released.bundles[wanted], line=LINE, out=tmp_path / "out", params=PLAIN)
     assert wanted == report.version
     after = registry.resolve(LINE)
     assert after is not None

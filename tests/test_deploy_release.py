@@ -1,5 +1,6 @@
 """Deploy goes as far as the line's policy lets it: staging and a request, a first share of traffic, or the alias at once."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -83,11 +84,13 @@ def acts(patch: pytest.MonkeyPatch, home: Home, name: str) -> access.Actor:
 # In this order: each goes on where the one before stopped.
 
 
+@pytest.mark.requirement("S-20")
 def test_a_release_runs_in_staging_first_with_full_traces(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S-20 in part: on a line that waits or goes by shares, as a scaffold's, there is no request without a passed rehearsal, so
-    no approval and no promotion, and each request has its trace. A line that is automatic and direct is not rehearsed."""
+    """S-20 Done when: every release runs in staging first with full traces. (A line that asks: without a passed rehearsal there
+    is no request, so no approval, and no promotion. A line that asks nobody: the last test of this file. Each request has its
+    trace.)"""
     report = run(home, 1, tmp_path, approval_mode="required", rollout="direct", approval_hours=72)
 
     found = registry()
@@ -118,10 +121,14 @@ def test_a_release_runs_in_staging_first_with_full_traces(
     assert "production" == found.promote(LINE, 1, actor=bob, reason="go", evidence={"approval": True}).state
 
 
-def test_a_release_that_stumbles_in_staging_is_not_put_before_an_approver(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.requirement("S-20")
+@pytest.mark.parametrize("mode", ["required", "automatic"])
+def test_a_release_that_stumbles_in_staging_goes_no_further(
+    mode: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S-20 in part, the other way: held in staging, nothing is asked for, and the champion goes on serving."""
+    """S-20 Done when: every release runs in staging first with full traces. (The other way: held in staging, nobody is asked,
+    also where nobody would be, and the champion goes on serving.)"""
+    acts(monkeypatch, home, "bob")
     harder = [
         rule.model_copy(update={"threshold": 10**9}) if rule.rule == "rehearsal_took_place" else rule
         for rule in rehearsal.RULES
@@ -130,13 +137,26 @@ def test_a_release_that_stumbles_in_staging_is_not_put_before_an_approver(
     asked = len(entries("approval_request"))
 
     with pytest.raises(GateHeld) as caught:
-        run(home, 2, tmp_path, approval_mode="required", rollout="direct")
+        run(home, 2, tmp_path, approval_mode=mode, rollout="direct")
 
     assert "rehearsal_failed" == caught.value.code
     assert "held" == entries("rehearsal")[-1].evidence["verdict"]
     assert asked == len(entries("approval_request"))
-    assert 1 == registry().aliases(LINE)["champion"]
+    assert {"champion": 1, "staging": 2} == {
+        alias: number for alias, number in registry().aliases(LINE).items() if alias in ("champion", "staging")
+    }
     assert not (tmp_path / "out" / "deployment.json").exists()
+
+
+def test_nobody_is_asked_to_approve_what_cannot_be_built(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "out" / "bento").mkdir(parents=True)
+    (tmp_path / "out" / "bento" / "precious.txt").write_text("not a Bento", encoding="utf-8")
+    before = ledger.log(registry().store, LINE, limit=None)
+
+    with pytest.raises(Refused, match="holds other things"):
+        run(home, 3, tmp_path, approval_mode="required", rollout="direct")
+
+    assert before == ledger.log(registry().store, LINE, limit=None)
 
 
 def test_a_line_that_goes_by_shares_starts_a_rollout(
@@ -241,6 +261,7 @@ def test_a_run_releases_only_what_its_key_may(
         acts(monkeypatch, home, name)
     else:
         monkeypatch.delenv("ESTEIRA_KEY")
+        monkeypatch.setenv("ESTEIRA_ACTOR", "somebody")  # whatever the account is called, it is no key's name
     before = registry().aliases(LINE)
 
     with pytest.raises(Refused) as caught:
@@ -262,3 +283,32 @@ def test_an_alias_that_is_asked_for_moves_and_nothing_else(
     assert ("challenger", "released") == (report.alias, report.status)
     assert {**before, "challenger": 1} == registry().aliases(LINE)
     assert os.environ["ESTEIRA_KEY"] not in (tmp_path / "out" / "deployment.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.requirement("S-20")
+def test_a_line_that_asks_nobody_goes_by_staging_too_and_then_at_once(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S-20 Done when: every release runs in staging first with full traces. (A plain table with every default.)"""
+    acts(monkeypatch, home, "bob")
+    number = 4
+    home.bundles[number] = tmp_path / "bundle"
+    make_bundle(home.bundles[number], weight=0.3, card=True)
+    registry().register(
+        LINE, home.bundles[number], run_id="run4", data_hash=DATA, code_revision="unknown", params_hash="p" * 64,
+        metrics={"roc_auc": 0.9}, verdict=PASSED, actor=access.Actor("lia", "data_scientist", keyed=True),
+    )  # fmt: skip
+    before, asked = len(entries("alias", "rehearsal")), len(entries("approval_request", "rollout"))
+
+    report = run(home, number, tmp_path)
+
+    assert ("released", "champion", number) == (report.status, report.alias, registry().aliases(LINE)["champion"])
+    staged, held, moved = entries("alias", "rehearsal")[before:]
+    assert (number, number) == (staged.evidence["moves"]["staging"][1], moved.evidence["moves"]["champion"][1])
+    assert ("pass", number) == (held.evidence["verdict"], held.version)
+    traces = held.evidence["traces"]
+    assert (0, True) == (traces["missing"], traces["spans"] >= held.evidence["calls"] > 0)
+    kept = (load_settings().home / traces["file"]).read_bytes()
+    assert traces["sha256"] == hashlib.sha256(kept).hexdigest()
+    assert {"policy": "automatic", "rehearsal": held.seq}.items() <= moved.evidence.items()
+    assert asked == len(entries("approval_request", "rollout"))

@@ -21,9 +21,9 @@ from components import search, train
 from esteira.automl import engine
 from esteira.automl.engine import work
 from esteira.errors import ConfigError
+from esteira.project import read_project
 from pipelines import ir_check, ops
 from pipelines.compile import defaults, write
-from pipelines.plan import read_project
 from pipelines.resources import read_resources
 from pipelines.shape import SEARCH
 from tests.test_train import LINE, _prepared

@@ -1,8 +1,10 @@
 """A truth that comes later counts once, for the arm and stage that answered, and anything else is refused by name."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from esteira.errors import DataError, OutsideError
+from esteira.rollout.ab import AB
 from esteira.rollout.outcomes import outcome_of
 from esteira.rollout.sums import labelled
 from esteira.store import Store
@@ -20,6 +23,7 @@ from serving import shapes
 from serving.feedback import _asked
 from serving.problems import Problem
 from tests.rollout_fakes import TEST, Line, Model, load_models
+from tests.rollout_states import after, rollout
 from tests.serving_fakes import LINE, FakeSource, ask, make_api
 from tests.stores import sqlite_store, sqlite_template
 from tests.test_split import EARLY, LATE
@@ -161,6 +165,106 @@ def test_a_service_without_a_registry_takes_no_truths(monkeypatch: pytest.Monkey
     assert 404 == ask(api, "/v1/feedback", b'{"unit": "a", "truth": 1}')[0]
 
 
+# Experiments
+
+
+PLAN = {"primaries": ["conversion", "satisfaction"]}
+
+
+@pytest.mark.slow
+def test_users_of_an_experiment_count_once_in_both_primaries(line: Line, models: dict[int, Model]) -> None:
+    """S-37 in part, on the served path: sticky hash assignment by user, two primaries (conversion rate, user satisfaction), a
+    sample-ratio check on users, and what the policy reads of it.
+
+    What comes of requests and truths over HTTP is, user by user, what arithmetic says.
+    """
+    line.write(50, stage=0, options=PLAN)
+    chance = random.Random(37)
+    said: dict[str, dict[str, list[list[float]]]] = {"candidate": {}, "control": {}}
+    satisfied: dict[str, list[float]] = {"candidate": [], "control": []}
+    for number in range(30):
+        user = f"user-{number}"
+        for turn in range(chance.choice([1, 1, 2, 5])):
+            request = {"x-request-id": f"{user}-{turn}"}
+            _, _, headers = line.ask([{}] * chance.choice([1, 2]), unit=user, headers=request)
+            arm = headers["x-esteira-arm"]
+            asked = said[arm].setdefault(user, [])
+            asked.append([])
+            if chance.random() < 0.8:
+                right = chance.random() < 0.3
+                found = line.label(request_id=f"{user}-{turn}", truth="yes" if right else "no")
+                assert (200, arm, float(right), True) == (
+                    found[0], *(found[1][name] for name in ("arm", "outcome", "counted")),
+                )  # fmt: skip
+                asked[-1].append(float(right))
+        value = chance.random()
+        first = line.label(unit=user, metric="satisfaction", truth=value)
+        again = line.label(request_id=f"{user}-0", metric="satisfaction", truth=1 - value)
+        assert (200, "satisfaction", value, True) == (
+            first[0], *(first[1][name] for name in ("metric", "outcome", "counted")),
+        )  # fmt: skip
+        assert (value, False) == (again[1]["outcome"], again[1]["counted"])
+        satisfied[arm].append(value)
+    assert Draft202012Validator(shapes.LABELLED).is_valid(first[1])
+
+    sums = line.sums()
+    for arm, users in said.items():
+        means = [fmean(known) for asked in users.values() if (known := [one for each in asked for one in each])]
+        found = sums[0][arm]
+        assert (len(users), sum(len(asked) ** 2 for asked in users.values())) == (found.units, found.units_sq)
+        assert sum(map(len, users.values())) == found.served
+        assert len(means) == found.labelled
+        assert sum(means) == pytest.approx(found.outcome)
+        assert sum(mean**2 for mean in means) == pytest.approx(found.outcome_sq)
+        assert len(satisfied[arm]) == sums[1][arm].labelled
+        assert sum(satisfied[arm]) == pytest.approx(sums[1][arm].outcome)
+
+    plan = {"primaries": [{"name": name, "baseline": 0.3, "minimum_effect": 0.5} for name in PLAN["primaries"]]}
+    state = rollout(0, sums=sums, policy="ab", percent=50.0, options={**plan, "planned_units": 5})
+    done = {one.rule: one for one in AB(ratio_units=20).decide(state, after(336)).findings}
+    assert {"primary_conversion", "primary_satisfaction"} <= set(done)
+    assert 30 == done["sample_ratio"].n
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        ({"unit": EARLY, "metric": "mood", "truth": 1}, 404, "unknown_metric", "metric"),
+        ({"unit": EARLY, "metric": "", "truth": 1}, 422, "wrong_type", "metric"),
+        ({"unit": EARLY, "metric": None, "truth": 1}, 422, "wrong_type", "metric"),
+        ({"unit": EARLY, "metric": "satisfaction", "truth": 1.01}, 422, "bad_truth", "truth"),
+        ({"unit": EARLY, "metric": "satisfaction", "truth": "yes"}, 422, "bad_truth", "truth"),
+        ({"unit": EARLY, "metric": "satisfaction", "truth": True}, 422, "bad_truth", "truth"),
+        ({"unit": "nobody", "metric": "satisfaction", "truth": 1}, 404, "unknown_answer", "unit"),
+    ],
+)
+def test_what_no_experiment_measures_is_refused(
+    line: Line, body: dict[str, Any], status: int, code: str, field: str
+) -> None:
+    line.write(20, stage=0, options=PLAN)
+    line.ask(unit=EARLY)
+    found, document = line.label(**body)
+
+    assert (status, code, field) == (found, document["error"]["code"], document["error"]["field"])
+    assert {0} == set(line.sums())
+
+
+def test_a_metric_of_a_line_without_an_experiment_is_refused(line: Line) -> None:
+    line.ask(unit=EARLY)
+
+    assert "unknown_metric" == line.label(unit=EARLY, metric="satisfaction", truth=1)[1]["error"]["code"]
+
+
+def test_a_rollout_that_is_no_experiment_counts_each_answer(line: Line) -> None:
+    """H-43 is exact: units in the stage, each labelled one."""
+    for number in range(3):
+        line.ask(unit=EARLY, headers={"x-request-id": f"r{number}"})
+        line.label(request_id=f"r{number}", truth="yes")
+
+    found = line.sums()[1]["candidate"]
+    assert (3, 3, 0) == (found.served, found.labelled, found.units)
+
+
 # Outcomes
 
 
@@ -231,6 +335,7 @@ TRUTHS = st.fixed_dictionaries(
         "unit": st.one_of(st.none(), st.text(max_size=3), st.booleans()),
         "row": st.one_of(st.integers(-2, 3), st.just(1_000_000), st.just(2.0), st.booleans(), st.just(1.5), st.none()),
         "truth": st.one_of(st.none(), st.booleans(), st.text(max_size=3), st.integers(), st.just([1])),
+        "metric": st.one_of(st.none(), st.text(max_size=3), st.integers()),
         "rows": st.just(0),
     },
 )

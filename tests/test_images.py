@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.containers import IMAGE_USER, Ended, error_of
+from esteira.errors import ConfigError
+from esteira.settings import load_settings
+from pipelines.containers import IMAGE_USER, Containers, Ended, error_of
+from pipelines.shape import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -139,3 +142,32 @@ def test_a_failed_container_tells_the_steps_own_letter_or_how_it_ended(
     assert words in error["message"]
     assert "step evaluate" in error["where"]
     assert error["cure"]
+
+
+@pytest.mark.parametrize("step", NAMES)
+def test_the_key_reaches_the_steps_that_act_and_no_other_and_stands_on_no_command_line(
+    step: str, tmp_path: Path
+) -> None:
+    """Without it a version made in containers would have no author that counts, and could never be approved."""
+    import docker
+
+    class Engine:
+        """Keeps what it is asked for, and has no image."""
+
+        def __init__(self) -> None:
+            self.containers, self.asked = self, dict[str, Any]()
+
+        def create(self, **asked: Any) -> None:
+            self.asked = asked
+            raise docker.errors.ImageNotFound("no such image")
+
+    engine: Any = Engine()
+    settings = load_settings({"ESTEIRA_HOME": str(tmp_path / "home"), "ESTEIRA_KEY": "esk_secret"}, file=None)
+    containers = Containers(tmp_path / "run", settings)
+
+    with pytest.raises(ConfigError) as caught:
+        containers.run_container(engine, "an-image", ["--function_to_execute", step], {}, environment={"A": "b"})
+
+    key = {"ESTEIRA_KEY": "esk_secret"} if step in ("register", "deploy") else {}
+    assert {"A": "b", **key} == engine.asked["environment"]
+    assert "esk_secret" not in str(caught.value) + str(engine.asked["command"]) + str(containers._environment())

@@ -1,5 +1,6 @@
 """A head that is kept elsewhere finds what a chain alone cannot: an end that is gone, a history that was written anew."""
 
+import io
 import json
 import os
 import subprocess
@@ -71,6 +72,26 @@ class TestFile:
         verdict = ledger.verify(forged, anchors=[kept])
         assert ledger.verify(forged).ok, "the forged chain holds in itself"
         assert (False, 4, True) == (verdict.ok, verdict.broken_at, "written anew" in verdict.reason)
+
+    @pytest.mark.parametrize("order", [1, -1], ids=["genuine first", "forged first"])
+    def test_a_forged_anchor_replaces_no_genuine_one_of_the_same_length(
+        self, order: int, sqlite_store: Store, tmp_path: Path
+    ) -> None:
+        grow(sqlite_store, 4)
+        forged = Store.open(f"sqlite:///{tmp_path / 'forged.db'}")
+        grow(forged, 4, actor="eve")
+        both = [ledger.anchor(sqlite_store, now=NOW), ledger.anchor(forged, now=NOW)][::order]
+
+        for either in (sqlite_store, forged):
+            verdict = ledger.verify(either, anchors=both)
+            assert (False, 4, True) == (verdict.ok, verdict.broken_at, "forged" in verdict.reason)
+
+    def test_the_anchor_of_an_empty_ledger_names_its_beginning(self, sqlite_store: Store) -> None:
+        wrong = ledger.Anchor("x", 0, "a" * 64, "default")
+
+        verdict = ledger.verify(sqlite_store, anchors=[wrong])
+        assert (False, 1) == (verdict.ok, verdict.broken_at)
+        assert ledger.verify(sqlite_store, anchors=[ledger.anchor(sqlite_store, now=NOW)]).ok
 
     def test_an_export_is_held_against_anchors_too(self, sqlite_store: Store, tmp_path: Path) -> None:
         grow(sqlite_store, 2)
@@ -221,20 +242,46 @@ class TestCommand:
         assert "" == git(repository, "for-each-ref", "refs/notes")
         assert [".git"] == [path.name for path in repository.iterdir()]
 
-    def test_a_note_is_written_when_asked_and_verified_from_standard_input(
+    def test_notes_at_whatever_commit_find_an_end_that_was_cut_off(
         self, home_store: Store, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        grow(home_store, 2)
         monkeypatch.chdir(repository)
-        assert 0 == _cli("ledger", "anchor", "--git-note", "--json")
-        assert git(repository, "rev-parse", "HEAD").strip() == _some(capsys, "git_note")["git_note"]
+        for number in range(2):
+            grow(home_store, 2)
+            assert 0 == _cli("ledger", "anchor", "--git-note", "--json")
+            assert git(repository, "rev-parse", "HEAD").strip() == _some(capsys, "git_note")["git_note"]
+            git(repository, "commit", "-q", "--allow-empty", "-m", f"work {number}")
+        assert 0 == _cli("ledger", "verify", "--git-notes", "--json")
+        assert {"ok": True, "anchors": 2} == _some(capsys, "ok", "anchors")
 
-        note = git(repository, "notes", "--ref=esteira-ledger", "show")
-        done = subprocess.run(
-            [sys.executable, "-m", "esteira.cli", "ledger", "verify", "--anchor", "-", "--json"], input=note, text=True,
-            capture_output=True, check=False,
-        )  # fmt: skip
-        assert (0, 1) == (done.returncode, json.loads(done.stdout)["anchors"])
+        cut(home_store, 3)
+        assert 0 == _cli("ledger", "verify"), "the chain alone cannot know"
+        assert 1 == _cli("ledger", "verify", "--git-notes", "--json")
+        assert {"ok": False, "broken_at": 4} == _some(capsys, "ok", "broken_at")
+        assert 1 == _cli("ledger", "anchor", "--git-note")
+        assert 2 == len(ledger.read_notes(repository, tenant="default")), "nothing is anchored over it"
+
+    def test_what_holds_no_anchor_proves_nothing(
+        self, home_store: Store, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        grow(home_store, 1)
+        monkeypatch.chdir(repository)
+        (tmp_path / "empty").write_text("\n", encoding="utf-8")
+        ledger.add_note(ledger.Anchor("x", 9, "0" * 64, "another"), repository)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+        for words in (["--anchor", "-"], ["--anchor", str(tmp_path / "empty")], ["--git-notes"]):
+            assert 1 == _cli("ledger", "verify", *words, "--json")
+            assert "no_anchor" == _some(capsys, "error")["error"]["code"]
+
+    def test_anchors_are_read_from_standard_input(
+        self, home_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        grow(home_store, 2)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(ledger.anchor(home_store, now=NOW).to_line() + "\n"))
+
+        assert 0 == _cli("ledger", "verify", "--anchor", "-", "--json")
+        assert {"anchors": 1} == _some(capsys, "anchors")
 
     def test_a_missing_or_odd_file_is_told(self, home_store: Store, tmp_path: Path) -> None:
         (tmp_path / "odd").write_text("odd", encoding="utf-8")

@@ -119,12 +119,16 @@ class TestAt:
         assert {3: 1.0} == shares(store, NOON, "tabular@b")
         assert [] == ledger.at(store, NOON, "tabular@none")
 
-    def test_a_clock_that_went_back_hides_no_move(self, store: Store) -> None:
-        champion(store, 1, NOON + timedelta(hours=3))
-        champion(store, 2, NOON, former=1)
+    def test_a_clock_that_went_back_hides_no_move_and_moves_nothing_into_the_past(self, store: Store) -> None:
+        late = NOON + timedelta(hours=3)
+        champion(store, 1, late)
+        lifted = champion(store, 2, NOON, former=1)
 
-        assert {2: 1.0} == shares(store, NOON)
-        assert {2: 1.0} == shares(store, NOON + timedelta(hours=5))
+        assert (ledger.log(store)[0].at, ledger.chain.stamp(NOON)) == (lifted.at, lifted.evidence["told_at"])
+        assert {} == shares(store, NOON), "nobody served then"
+        assert {2: 1.0} == shares(store, late)
+        assert ledger.verify(store).ok
+        assert "told_at" not in champion(store, 1, late, former=2).evidence
 
     def test_a_tenant_sees_its_own_traffic_only(self, store: Store, store_url: str) -> None:
         other = Store.open(store_url, tenant=store.tenant + "-other")
@@ -170,11 +174,14 @@ class TestAt:
     def test_the_answer_is_that_of_replaying_every_entry_until_then(
         self, moves: list[tuple[int, str, int, int]], asked: list[int], store: Store
     ) -> None:
-        line = f"tabular@{len(ledger.log(store, limit=None))}x"
-        said = sorted(moves, key=lambda move: move[0])
+        # In the order in which they are appended, whatever their clocks said; each example begins after the one before.
+        count = len(ledger.log(store, limit=None))
+        line, start = f"tabular@{count}x", NOON + timedelta(days=count)
         expected: list[tuple[int, dict[int, float]]] = []
-        for second, kind, version, percent in said:
-            at = NOON + timedelta(seconds=second)
+        latest = 0
+        for told, kind, version, percent in moves:
+            at = start + timedelta(seconds=told)
+            second = latest = max(told, latest)
             if kind == "champion":
                 champion(store, version, at, line=line)
                 expected.append((second, {version: 1.0}))
@@ -186,9 +193,10 @@ class TestAt:
             then: dict[int, float] = {}
             for at_second, state in expected:
                 then = state if at_second <= second else then
-            assert then == shares(store, NOON + timedelta(seconds=second), line)
+            assert then == shares(store, start + timedelta(seconds=second), line)
             assert not then or abs(sum(then.values()) - 1) < 1e-9
-        assert len(said) == len(list(ledger.course(store, line)))
+        times = [change.at for change in ledger.course(store, line)]
+        assert (len(moves), times) == (len(times), sorted(times))
 
 
 class TestMoment:
@@ -253,6 +261,18 @@ class TestCommand:
         ] == document["serving"]
         assert 0 == _cli("ledger", "at", "2026-11-22 12:02:59", "--line", LINE)
         assert f"{LINE}  v1  100 %" in capsys.readouterr().err
+
+    def test_now_is_what_the_last_entry_says_even_if_its_clock_was_ahead(
+        self, home_store: Store, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ahead = datetime.now(UTC) + timedelta(hours=2)
+        champion(home_store, 1, ahead)
+        champion(home_store, 2, datetime.now(UTC), former=1)
+
+        _cli("ledger", "at", "now", "--json")
+        told = json.loads(capsys.readouterr().out)
+        assert ([2], False) == ([one["version"] for one in told["serving"]], "note" in told)
+        assert ledger.chain.stamp(ahead) == ledger.chain.stamp(datetime.fromisoformat(told["at"]))
 
     def test_before_the_first_release_it_is_empty_and_a_time_to_come_is_told(
         self, home_store: Store, capsys: pytest.CaptureFixture[str]

@@ -45,10 +45,11 @@ SCHEMA = {
 def test_the_document_is_openapi_3_1(more: bool) -> None:
     pair = {"row": ROW, "answer": {"prediction": "yes", "confidence": 0.9, "warnings": []}, "envelope": {"line": LINE}}
     document = describe_api(
-        {LINE: SCHEMA, "toy": None}, 1000, examples={LINE: pair, "toy": None}, health=more, jobs=more
+        {LINE: SCHEMA, "toy": None}, 1000, examples={LINE: pair, "toy": None}, health=more, jobs=more, control=more
     )
 
     validate(json.loads(json.dumps(document)))
+    assert more is ("/v1/models" in document["paths"]) is ("/v1/toy/rollout/start" in document["paths"])
     assert more is ("/health" in document["paths"]) is ("/v1/batch-predictions/{id}" in document["paths"])
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)

@@ -23,7 +23,8 @@ from pipelines.world import World
 from tests import serving_lock
 
 HOME = {"ESTEIRA_HOME": ".esteira"}
-FEW = ("--set", "train.trials=4")
+# A rehearsal is what test_deploy_release.py looks at; here it would only take its time.
+FEW = ("--set", "train.trials=4", "--set", "deploy.rehearse=false")
 
 
 def esteira(*arguments: str, cwd: Path, code: int | None = 0, env: dict[str, str] | None = None) -> Any:
@@ -124,6 +125,7 @@ def test_one_changed_parameter_runs_exactly_what_depends_on_it_and_explain_names
     assert document["run_id"] == esteira("explain", "tabular", "--json", cwd=project)["run_id"]
 
 
+@pytest.mark.slow
 def test_one_changed_byte_of_data_under_the_same_path_is_noticed(project: Path) -> None:
     """The first number of the first row gets another last digit; then the repeat of an older run is refused."""
     path = project / "data" / "breast_cancer.csv"
@@ -324,10 +326,10 @@ def test_a_worse_second_candidate_is_held_against_its_champion(project: Path) ->
         pytest.param("ingest", "max_rows=1000000", "outputs.before_rename@ingest", marks=pytest.mark.slow),
         pytest.param("validate", "min_rows=11", "outputs.before_rename@validate", marks=pytest.mark.slow),
         pytest.param("featurize", "test_size=0.25", "outputs.before_rename@featurize", marks=pytest.mark.slow),
-        ("train", "golden_rows=21", "outputs.before_rename@train"),
+        pytest.param("train", "golden_rows=21", "outputs.before_rename@train", marks=pytest.mark.slow),
         ("evaluate", "calls=150", "bundle.before_seal"),
         ("register", "trials=150", "register.before_row"),
-        ("deploy", "reason=again", "deploy.built"),
+        pytest.param("deploy", "reason=again", "deploy.built", marks=pytest.mark.slow),
     ],
 )
 def test_a_step_that_is_killed_leaves_the_last_good_state(step: str, change: str, point: str, project: Path) -> None:
@@ -488,6 +490,7 @@ def test_a_bundle_answers_where_only_the_serving_lock_is_installed(
         assert wanted["probabilities"] == pytest.approx(answer["probabilities"], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.requirement("S-42")
 @pytest.mark.requirement("K-48")
 def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, first: dict[str, Any]) -> None:
@@ -509,6 +512,7 @@ def test_the_same_data_parameters_and_seed_give_the_same_bits(project: Path, fir
         assert made[0].read_bytes() == made[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_rule_without_data_is_no_data_and_holds(project: Path) -> None:
     """No request is sent to the real server, so nobody knows how fast it answers: the gate says so and holds."""
     before = _champion(project)
@@ -591,6 +595,7 @@ def test_recorded_runs_are_listed_shown_and_compared(project: Path, first: dict[
 
 # MLflow loads its own rows in a way that SQLAlchemy will drop.
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.slow
 @pytest.mark.requirement("K-90")
 def test_the_best_trial_is_a_registered_model_and_its_test_rows_were_scored_once(project: Path) -> None:
     """K-90, done when: "best_model_id points to a registered model whose test score was computed once".

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from esteira.project import read_project
 from pipelines import ops
 from pipelines.compile import defaults, write
 from pipelines.forkserver import PRELOAD
-from pipelines.plan import read_project
 from pipelines.shape import NAMES, STEPS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,8 @@ import pytest
 
 from esteira.errors import ConfigError
 from esteira.family import Line
-from pipelines.plan import Project, decide, parse_settings, read_project
+from esteira.project import Project, read_project
+from pipelines.plan import decide, parse_settings
 
 
 def _project(**families: object) -> Project:

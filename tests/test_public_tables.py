@@ -27,7 +27,7 @@ def test_a_public_table_ends_released(name: str, public_data: Path, tmp_path: Pa
 
     done = subprocess.run(
         [sys.executable, "-m", "esteira.cli", "run", "tabular", "--as", name, "--source", str(source), "--target", target,
-         "--json"],
+         "--set", "deploy.rehearse=false", "--json"],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, env={**os.environ, "ESTEIRA_HOME": str(tmp_path / "home")},
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from esteira.registry import Registry
 from esteira.registry.reference import resolve
 from esteira.settings import Settings
 from tests.stores import sqlite_template
-from tests.test_registry import LINE, bundle, make_bundle, put, registry, settings, template
+from tests.test_registry import LINE, bundle, lead, make_bundle, put, registry, settings, template
 
 __all__ = ["bundle", "registry", "settings", "sqlite_template", "template"]
 
@@ -25,13 +25,13 @@ def test_the_champion_of_a_line_without_one_is_none(settings: Settings) -> None:
 def test_an_alias_is_looked_up_now_and_verified(registry: Registry, settings: Settings, tmp_path: Path) -> None:
     """The alias moves, and so does what it resolves to; a changed bundle is refused."""
     first = put(registry, make_bundle(tmp_path / "one"))
-    registry.set_alias(LINE, "champion", 1)
+    lead(registry, 1)
     folder = resolve("@champion", LINE, settings)
     assert folder is not None
     assert first.bundle_id == (folder / bundles.SEAL).read_text(encoding="ascii").strip()
 
     second = put(registry, make_bundle(tmp_path / "two", text="2"))
-    registry.set_alias(LINE, "champion", 2)
+    lead(registry, 2)
     now, former = resolve("@champion", LINE, settings), resolve("@previous", LINE, settings)
     assert now is not None
     assert former is not None
@@ -146,7 +146,7 @@ def test_a_step_enforces_the_contract_of_the_registrys_champion(
     kept = {key: value for key, value in manifest.items() if key not in {"files", "format", "schema"}}
     bundles.seal(shipped, manifest={**kept, "schema": schema})
     put(registry, shipped)
-    registry.set_alias(LINE, "champion", 1)
+    lead(registry, 1)
 
     assert 1 == run("second").feature_columns
     assert champions.folder("@champion", LINE) is not None

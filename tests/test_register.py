@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from components import register
+from esteira import access, ledger
 from esteira import bundle as bundles
-from esteira import ledger
 from esteira.errors import Refused, SourceError
 from esteira.ledger import canonical
 from esteira.registry import Registry
+from esteira.release import approvals
 from esteira.settings import load_settings
-from tests.test_registry import BOARD, CARD, LINE, PASS, template
+from tests.test_registry import BOARD, CARD, LINE, PASS, _die_at, template
 
 __all__ = ["template"]
 
@@ -98,9 +99,72 @@ def test_a_judged_bundle_becomes_a_version_that_says_what_it_came_from(registry:
     assert (10, 2, 120) == (dataset.row_count, dataset.column_count, dataset.file_size)
 
 
+def test_whose_key_it_is_registers_whatever_they_call_themselves(
+    registry: Registry, steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access.add(load_settings().home, "ana", "admin")
+    monkeypatch.setenv("ESTEIRA_KEY", access.add(load_settings().home, "lia", "data_scientist"))
+    monkeypatch.setenv("ESTEIRA_ACTOR", "somebody")
+
+    run(steps)
+
+    version, dataset = registry.must(LINE, 1), registry.store.get_dataset(DATA)
+    assert dataset is not None
+    assert ("lia", "lia") == (version.actor, dataset.created_by)
+    entries = [entry for entry in ledger.log(registry.store) if entry.kind == "registration"]
+    assert [("lia", True)] == [(entry.actor, entry.evidence["keyed"]) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("told", "params", "mode"),
+    [
+        ({"deploy": {"approval_mode": "required", "rehearse": False}}, "", "required"),
+        ({"deploy": {}}, "required", "automatic"),
+        (None, "required", "required"),
+        (None, "", "automatic"),
+    ],
+    ids=["as_the_run_was_told", "the_run_counts_and_no_file", "a_single_step_asks_params", "else_the_familys_word"],
+)
+def test_it_records_how_the_line_is_released(
+    told: dict[str, Any] | None,
+    params: str,
+    mode: str,
+    registry: Registry,
+    steps: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that a promotion from any other folder is held to it."""
+    monkeypatch.chdir(steps)
+    if params:
+        text = f"families:\n  tabular:\n    deploy: {{approval_mode: {params}}}\n"
+        (steps / "params.yaml").write_text(text, encoding="utf-8")
+    if told is not None:
+        registry.store.start_run(run_id="r1", line=LINE, seed=42, params={"line": LINE, "sections": told})
+
+    registered = run(steps, run_id="" if told is None else "r1")
+
+    version = registry.must(LINE, registered.version)
+    recorded = approvals.terms(registry.store, version)
+    assert recorded is not None
+    assert (mode, told is None or "rehearse" not in told["deploy"]) == (recorded.approval_mode, recorded.rehearse)
+    assert (mode == "required") == approvals.needed(registry.store, version)
+
+
 def test_doing_it_again_gives_the_same_receipt(registry: Registry, steps: Path) -> None:
     assert run(steps) == run(steps)
     assert 1 == len(registry.versions(LINE))
+
+
+def test_a_kill_before_the_receipt_leaves_a_version_that_the_next_run_finds(registry: Registry, steps: Path) -> None:
+    run(steps, run_id="r0")  # opens MLflow here, so that the child has it
+    (steps / "registered" / "receipt.json").unlink()
+
+    _die_at("receipt.before_rename", lambda: run(steps))
+    assert not (steps / "registered" / "receipt.json").exists()
+    assert 2 == len(registry.versions(LINE))
+
+    assert (2, 2) == (run(steps).version, len(registry.versions(LINE)))
+    assert ["registration"] * 2 == [entry.kind for entry in ledger.log(registry.store) if entry.kind == "registration"]
 
 
 def test_a_step_alone_needs_no_run(registry: Registry, steps: Path) -> None:

@@ -36,7 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path) -> Any:
     """`esteira run` by lia, whose line waits for an approver; without a rehearsal, which test_deploy_release.py has."""
     words = ["--source", "data/breast_cancer.csv", "--target", "diagnosis", "--as", "cancer", *FEW]
-    words += ["--set", "deploy.approval_mode=required", "--set", "deploy.rehearse=false"]
+    words += ["--set", "deploy.approval_mode=required"]
     return by(folder, "lia", "run", "tabular", *words)
 
 
@@ -62,6 +62,31 @@ def test_a_run_of_a_line_that_waits_ends_so_and_is_released_once_it_was_approved
     entries = by(project, "lia", "ledger", "log", "--limit", "500")["entries"]
     kinds = [entry["kind"] for entry in entries if entry["line"] == line]
     assert ["verdict", "registration", "alias", "alias", "approval_request", "approval", "alias"] == kinds
+
+
+def test_a_run_that_was_held_is_told_by_the_name_of_its_key(project: Path) -> None:
+    """What register says of a version, the runner says of a bundle that never became one."""
+    key = json.loads((project / "keys.json").read_text(encoding="utf-8"))["lia"]
+    words = [
+        "--source",
+        "data/breast_cancer.csv",
+        "--target",
+        "diagnosis",
+        "--as",
+        "held",
+        "--set",
+        "train.kinds=[constant]",
+    ]
+    held = esteira(
+        "run", "tabular", *words, "--json", cwd=project, code=1, env={"ESTEIRA_KEY": key, "ESTEIRA_ACTOR": "somebody"}
+    )
+
+    assert "held" == held["status"]
+    entries = by(project, "lia", "ledger", "log", "--limit", "500")["entries"]
+    (entry,) = [entry for entry in entries if entry["line"] == "tabular@held"]
+    assert ("verdict", "lia", True) == (entry["kind"], entry["actor"], entry["evidence"]["keyed"])
+    refused = esteira("run", "tabular", *words, "--json", cwd=project, code=1, env={"ESTEIRA_KEY": "esk_of_nobody"})
+    assert "unknown_key" == refused["error"]["code"]
 
 
 @pytest.mark.requirement("H-34")

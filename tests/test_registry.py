@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from esteira import bundle as bundles
 from esteira import ledger
+from esteira.access import Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused, SourceError
 from esteira.registry import Registry, Version, artefacts
 from esteira.settings import Settings
@@ -31,6 +32,8 @@ from tests.stores import sqlite_template, store, store_url
 __all__ = ["sqlite_template", "store", "store_url"]
 
 LINE = "tabular@churn"
+ANA = Actor("ana", "local", keyed=False)
+BOB = Actor("bob", "admin", keyed=True)
 CARD = {
     "purpose": "who leaves",
     "data": {"name": "churn"},
@@ -105,6 +108,13 @@ def put(registry: Registry, bundle: Path, **changes: Any) -> Version:
     return registry.register(told.pop("line"), bundle, **told)
 
 
+def lead(
+    registry: Registry, version: int, *, actor: Actor = ANA, reason: str = "for a test", line: str = LINE
+) -> Version:
+    """Make a version the champion of a line that asks nobody."""
+    return registry.promote(line, version, actor=actor, reason=reason, evidence={"policy": "automatic"})
+
+
 def client(settings: Settings) -> Any:
     from mlflow.tracking import MlflowClient
 
@@ -128,7 +138,7 @@ class TestRegister:
         assert b'"b"' in (registry.fetch(second) / "parts" / "decoder.json").read_bytes()
         compared = registry.compare(LINE, 1, 2)
         assert ([0.8, 0.9], ["aa" * 32, "bb" * 32]) == (compared["metrics"]["roc_auc"], compared["data_hash"])
-        archived = registry.archive(LINE, 1)
+        archived = registry.retire(LINE, 1, actor=ANA, reason="old")
         assert archived.archived_at is not None
         assert archived == registry.get(LINE, 1)
         assert registry.fetch(archived).is_dir()
@@ -283,7 +293,7 @@ class TestRegister:
         first = Registry(settings)
         put(first, make_bundle(tmp_path / "a", text="a"))
         put(first, make_bundle(tmp_path / "b", text="b"))
-        first.set_alias(LINE, "champion", 1)
+        lead(first, 1)
         shutil.copy(template, settings.home / "mlflow.db")
 
         third = put(Registry(settings), make_bundle(tmp_path / "c", text="c"))
@@ -299,7 +309,7 @@ class TestRegister:
     ) -> None:
         put(registry, bundle)
         shutil.copy(template, settings.home / "mlflow.db")
-        Registry(settings).set_alias(LINE, "champion", 1)
+        lead(Registry(settings), 1)
 
         assert 1 == int(client(settings).get_model_version_by_alias("tabular--churn", "champion").version)
 
@@ -337,8 +347,8 @@ class TestAliases:
     def test_promotion_sets_champion_and_production_and_remembers_the_former(
         self, two: Registry, settings: Settings
     ) -> None:
-        two.set_alias(LINE, "champion", 1, reason="first")
-        moved = two.set_alias(LINE, "production", 2, actor="bob", reason="better")
+        lead(two, 1, reason="first")
+        moved = lead(two, 2, actor=BOB, reason="better")
 
         expected = {"candidate": 2, "champion": 2, "production": 2, "previous": 1}
         assert expected == two.aliases(LINE)
@@ -347,62 +357,72 @@ class TestAliases:
         entry = ledger.log(two.store)[-1]
         assert ("alias", 2, "bob") == (entry.kind, entry.version, entry.actor)
         assert {
-            "alias": "champion", "from": 1, "to": 2, "reason": "better",
+            "alias": "champion", "from": 1, "to": 2, "reason": "better", "policy": "automatic", "basis": "policy", "role": "admin",
+            "keyed": True,
             "moves": {"champion": [1, 2], "production": [1, 2], "previous": [None, 1]},
         } == entry.evidence  # fmt: skip
         shown = client(settings).get_registered_model("tabular--churn").aliases
         assert expected == {alias: int(version) for alias, version in shown.items()}
 
     def test_a_move_back_is_a_move(self, two: Registry) -> None:
-        two.set_alias(LINE, "champion", 1)
-        two.set_alias(LINE, "champion", 2)
-        two.set_alias(LINE, "champion", 1)
+        lead(two, 1)
+        lead(two, 2)
+        lead(two, 1)
 
         assert (1, 2) == (two.aliases(LINE)["champion"], two.aliases(LINE)["previous"])
         assert ("production", "retired") == (two.get(LINE, 1).state, two.get(LINE, 2).state)  # type: ignore[union-attr]
 
     def test_a_move_to_where_it_points_is_no_move(self, two: Registry) -> None:
-        two.set_alias(LINE, "champion", 1)
+        lead(two, 1)
         before = len(ledger.log(two.store))
-        two.set_alias(LINE, "champion", 1)
+        lead(two, 1)
 
         assert before == len(ledger.log(two.store))
         assert "previous" not in two.aliases(LINE)
 
     def test_staging_has_its_state(self, two: Registry) -> None:
-        assert "staging" == two.set_alias(LINE, "staging", 1).state
+        assert "staging" == two.set_alias(LINE, "staging", 1, actor=ANA).state
 
-    @pytest.mark.parametrize("alias", ["previous", "latest", "champion "])
+    @pytest.mark.parametrize("alias", ["previous", "latest", "champion ", "champion", "production", "candidate"])
     def test_an_alias_that_nobody_sets_is_refused(self, alias: str, two: Registry) -> None:
         with pytest.raises(ConfigError) as caught:
-            two.set_alias(LINE, alias, 1)
+            two.set_alias(LINE, alias, 1, actor=BOB)
         assert "bad_alias" == caught.value.code
 
     def test_a_version_that_does_not_exist_or_was_archived_is_refused(self, two: Registry) -> None:
-        two.archive(LINE, 1, reason="old")
+        two.retire(LINE, 1, actor=ANA, reason="old")
         for number, code in ((1, "archived"), (9, "unknown_version")):
             with pytest.raises(Refused) as caught:
-                two.set_alias(LINE, "champion", number)
+                lead(two, number)
             assert code == caught.value.code
         assert two.resolve(LINE) is None
 
     def test_what_is_deployed_is_not_archived_and_a_candidate_loses_its_name(
         self, two: Registry, settings: Settings
     ) -> None:
-        two.set_alias(LINE, "champion", 1)
+        lead(two, 1)
         with pytest.raises(Refused) as caught:
-            two.archive(LINE, 1)
+            two.retire(LINE, 1, actor=ANA, reason="old")
         assert "deployed" == caught.value.code
 
-        two.archive(LINE, 2, reason="not wanted")
-        again = two.archive(LINE, 2)
+        two.retire(LINE, 2, actor=ANA, reason="not wanted")
+        again = two.retire(LINE, 2, actor=ANA, reason="again")
 
         assert {"champion": 1, "production": 1} == two.aliases(LINE)
         assert {"champion", "production"} == set(client(settings).get_registered_model("tabular--churn").aliases)
         entries = ledger.log(two.store)
-        assert [("archive", {"reason": "not wanted", "aliases": ["candidate"]})] == [
-            (entry.kind, entry.evidence) for entry in entries if entry.kind == "archive"
-        ]
+        assert [
+            (
+                "archive",
+                {
+                    "reason": "not wanted",
+                    "aliases": ["candidate"],
+                    "moves": {"candidate": [2, None]},
+                    "role": "local",
+                    "keyed": False,
+                },
+            )
+        ] == [(entry.kind, entry.evidence) for entry in entries if entry.kind == "archive"]
         assert again.archived_at is not None
 
     def test_a_move_holds_when_mlflow_is_away_and_is_shown_later(
@@ -411,16 +431,16 @@ class TestAliases:
         (settings.home / "none").touch()
         away = Registry(settings.model_copy(update={"mlflow_uri": f"sqlite:///{settings.home}/none/x.db"}))
         with caplog.at_level(logging.WARNING, "esteira.registry"):
-            away.set_alias(LINE, "champion", 1)
+            lead(away, 1)
 
         assert "does not show the aliases" in caplog.text
         assert 1 == two.resolve(LINE).version  # type: ignore[union-attr]
         assert "champion" not in client(settings).get_registered_model("tabular--churn").aliases
-        Registry(settings).set_alias(LINE, "challenger", 2)
+        Registry(settings).set_alias(LINE, "challenger", 2, actor=ANA)
         assert {"champion", "challenger"} <= set(client(settings).get_registered_model("tabular--churn").aliases)
 
     def test_threads_that_promote_at_once_leave_one_champion_and_a_ledger_that_says_which(self, two: Registry) -> None:
-        threads = [threading.Thread(target=two.set_alias, args=(LINE, "champion", 1 + n % 2)) for n in range(6)]
+        threads = [threading.Thread(target=lead, args=(two, 1 + n % 2)) for n in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -431,7 +451,7 @@ class TestAliases:
         assert ledger.verify(two.store).ok
 
     def test_reading_imports_no_mlflow(self, two: Registry, settings: Settings) -> None:
-        two.set_alias(LINE, "champion", 1)
+        lead(two, 1)
         code = (
             "import sys; from pathlib import Path; from esteira.registry import Registry\n"
             "from esteira.settings import Settings\n"
@@ -507,7 +527,7 @@ class TestStorage:
         """K-51 Done when: ... a crash mid-write leaves no half file. And the registry goes on as if nothing had been."""
         registry = Registry(settings)
         champion = put(registry, make_bundle(tmp_path / "a", text="a"))
-        registry.set_alias(LINE, "champion", 1)
+        lead(registry, 1)
         bundle = make_bundle(tmp_path / "b", text="b")
 
         _die_at(point, lambda: put(Registry(settings), bundle, run_id="cut"))
@@ -585,26 +605,39 @@ def _die_at(point: str, work: Callable[[], object]) -> None:
 
 
 class TestCutOff:
-    @pytest.mark.parametrize(("point", "champion"), [("alias.before_commit", 1), ("alias.before_mirror", 2)])
+    @pytest.mark.parametrize(("point", "happened"), [("alias.before_commit", False), ("alias.before_mirror", True)])
+    @pytest.mark.parametrize("retiring", [False, True], ids=["staged", "retired"])
     def test_a_move_that_is_cut_off_happened_whole_or_not_at_all(
-        self, point: str, champion: int, settings: Settings, tmp_path: Path
+        self, point: str, happened: bool, retiring: bool, settings: Settings, tmp_path: Path
     ) -> None:
         registry = Registry(settings)
         for text in "ab":
             put(registry, make_bundle(tmp_path / text, text=text))
-        registry.set_alias(LINE, "champion", 1)
+        before, count = registry.aliases(LINE), len(ledger.log(registry.store))
 
-        _die_at(point, lambda: Registry(settings).set_alias(LINE, "champion", 2))
+        def move() -> None:
+            if retiring:
+                Registry(settings).retire(LINE, 2, actor=ANA, reason="old")
+            else:
+                Registry(settings).set_alias(LINE, "staging", 2, actor=ANA)
 
-        assert champion == registry.resolve(LINE).version  # type: ignore[union-attr]
-        moves = [
-            entry.evidence["to"] for entry in ledger.log(registry.store) if entry.evidence.get("alias") == "champion"
-        ]
-        assert champion == moves[-1], "the ledger says what is so"
+        _die_at(point, move)
+
+        after = {} if retiring else {"candidate": 2, "staging": 2}
+        assert (after if happened else before) == registry.aliases(LINE)
+        assert count + happened == len(ledger.log(registry.store)), "the ledger says what is so"
         assert ledger.verify(registry.store).ok
-        assert 1 == int(client(settings).get_model_version_by_alias("tabular--churn", "champion").version)
-        Registry(settings).set_alias(LINE, "champion", 2)
-        assert 2 == int(client(settings).get_model_version_by_alias("tabular--churn", "champion").version)
+        assert before == shown(settings)
+        move()
+        assert after == registry.aliases(LINE)
+        if not (retiring and happened):  # what was taken away and not shown is, with the line's next move
+            assert after == shown(settings)
+
+
+def shown(settings: Settings) -> dict[str, int]:
+    """Alias -> version as MLflow shows it."""
+    aliases = client(settings).get_registered_model("tabular--churn").aliases
+    return {alias: int(version) for alias, version in aliases.items()}
 
 
 class TestS3:
@@ -733,7 +766,7 @@ class TestLineage:
         bundle = make_bundle(tmp_path / "bundle")
         put(registry, bundle, run_id="r1", data_hash=data_hash, code_revision=commit)
         store.finish_run(run_id="r1", status="released", version=1)
-        registry.set_alias(LINE, "champion", 1)
+        lead(registry, 1)
 
         deployed = registry.resolve(LINE)
         assert deployed is not None

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from esteira import crash, ledger, locks
 from esteira.access import ENGINE, Actor
-from esteira.errors import ConfigError, EsteiraError, Refused
+from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.gate import Fact, Facts, judge, read_rules
 from esteira.registry import Registry, beacon, catalogue
 from esteira.release import approvals
@@ -32,7 +32,7 @@ from esteira.store import Store
 from tests.released import ADMIN, APPROVER, AUTOMATIC, LOCAL, NOW, SCIENTIST, VIEWER, Unshown, add, spoil
 from tests.stores import sqlite_template, store, store_url
 from tests.test_approvals import POLICY
-from tests.test_registry import LINE, PASS, _die_at, client, make_bundle, put, template
+from tests.test_registry import LINE, PASS, _die_at, make_bundle, put, shown, template
 
 __all__ = ["sqlite_template", "store", "store_url", "template"]
 
@@ -108,8 +108,6 @@ class TestPromote:
                 ),
                 lambda number=number: promote(registry, number),
                 lambda number=number: registry.check_promote(LINE, number, actor=ADMIN, now=NOW),
-                lambda number=number: registry.set_alias(LINE, "champion", number),
-                lambda number=number: registry.set_alias(LINE, "production", number),
             ):
                 with pytest.raises(Refused) as caught:
                     ask()
@@ -118,7 +116,21 @@ class TestPromote:
 
     @pytest.mark.requirement("H-35")
     @pytest.mark.parametrize(
-        "evidence", [{}, {"why": "better"}, {"approval": False}, {"override": " "}, {"test_id": ""}, {"policy": None}]
+        "evidence",
+        [
+            {},
+            {"why": "better"},
+            {"approval": False},
+            {"approval": "bob's"},
+            {"override": " "},
+            {"override": True},
+            {"test_id": ""},
+            {"policy": None},
+            {"policy": "required"},
+            {"policy": True},
+            {"policy": "anything"},
+            {"policy": ["automatic"]},
+        ],
     )
     def test_a_promotion_stands_on_a_result_or_on_somebodys_word(
         self, evidence: dict[str, Any], registry: Registry
@@ -144,7 +156,7 @@ class TestPromote:
 
     def test_a_rollouts_candidate_keeps_its_name_until_the_rollout_takes_it_away(self, registry: Registry) -> None:
         promote(registry, 1)
-        registry.set_alias(LINE, "challenger", 2, actor="bob")
+        registry.set_alias(LINE, "challenger", 2, actor=APPROVER)
         promote(registry, 2)
 
         assert 2 == registry.aliases(LINE)["challenger"]
@@ -184,10 +196,9 @@ class TestPromote:
     def test_a_version_that_may_not_serve_is_not_promoted(self, state: str, code: str, registry: Registry) -> None:
         with registry.store.begin() as connection:
             registry.store.set_version_state(connection, LINE, 1, state)
-        for move in (lambda: promote(registry, 1), lambda: registry.set_alias(LINE, "champion", 1)):
-            with pytest.raises(Refused) as caught:
-                move()
-            assert code == caught.value.code
+        with pytest.raises(Refused) as caught:
+            promote(registry, 1)
+        assert code == caught.value.code
 
     def test_what_is_not_there_or_put_away_is_not_promoted(self, registry: Registry) -> None:
         registry.retire(LINE, 1, actor=SCIENTIST, reason="old", now=NOW)
@@ -286,7 +297,7 @@ class TestRollBack:
             promote(registry, 2)
         assert "illegal_move" == caught.value.code
         assert "release stage" in caught.value.cure
-        registry.set_alias(LINE, "staging", 2, actor="lia")
+        registry.set_alias(LINE, "staging", 2, actor=SCIENTIST)
         promote(registry, 2)
         promote(registry, 1)
         assert 2 == registry.roll_back(LINE, actor=ADMIN, reason="1 is off", now=NOW).to_version
@@ -324,18 +335,11 @@ class TestRollBack:
             registry.roll_back(LINE, actor=actor, reason="off", now=NOW)
         assert ("not_allowed", "denied") == (caught.value.code, entries(registry)[-1].kind)
 
-    def test_moves_of_before_there_were_roll_backs_are_read_from_the_ledger(self, registry: Registry) -> None:
-        """What `set_alias` wrote is the history, too."""
-        for number in (1, 2):
-            registry.set_alias(LINE, "champion", number, actor="ana")
-
-        assert 1 == registry.roll_back(LINE, actor=ADMIN, reason="off", now=NOW).to_version
-
     def test_it_waits_for_nobody_who_writes_to_mlflow(
         self, settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         promote(registry, 1, 2)
-        monkeypatch.setattr("esteira.registry.registry._WAIT_SECONDS", 0.05)
+        monkeypatch.setattr("esteira.registry.showing._WAIT_SECONDS", 0.05)
         with locks.hold(settings.home, "registry"), caplog.at_level(logging.WARNING, "esteira.registry"):
             done = registry.roll_back(LINE, actor=ADMIN, reason="off", now=NOW)
 
@@ -372,28 +376,28 @@ class TestChallenger:
     def test_a_second_challenger_is_refused_while_one_runs(self, registry: Registry) -> None:
         """H-38 Done when: a second challenger is refused while a test is running."""
         promote(registry, 1)
-        registry.set_alias(LINE, "challenger", 2, actor="bob", now=NOW)
-        registry.set_alias(LINE, "challenger", 2, actor="bob", now=NOW)
+        registry.set_alias(LINE, "challenger", 2, actor=APPROVER, now=NOW)
+        registry.set_alias(LINE, "challenger", 2, actor=APPROVER, now=NOW)
 
         with pytest.raises(Refused) as caught:
-            registry.set_alias(LINE, "challenger", 3, actor="bob", now=NOW)
+            registry.set_alias(LINE, "challenger", 3, actor=APPROVER, now=NOW)
         assert "challenger_running" == caught.value.code
         assert 2 == registry.aliases(LINE)["challenger"]
 
         assert registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="it ended", now=NOW)
         assert not registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="it ended", now=NOW)
-        registry.set_alias(LINE, "challenger", 3, actor="bob", now=NOW)
+        registry.set_alias(LINE, "challenger", 3, actor=APPROVER, now=NOW)
         assert {"champion": 1, "production": 1, "challenger": 3} == registry.aliases(LINE)
 
     def test_the_champion_is_not_its_own_challenger(self, registry: Registry) -> None:
         promote(registry, 1)
         with pytest.raises(Refused) as caught:
-            registry.set_alias(LINE, "challenger", 1)
+            registry.set_alias(LINE, "challenger", 1, actor=APPROVER)
         assert "same_version" == caught.value.code
 
     def test_a_test_that_went_back_leaves_a_version_that_was_rolled_back(self, registry: Registry) -> None:
         promote(registry, 1)
-        registry.set_alias(LINE, "challenger", 2, actor="bob", now=NOW)
+        registry.set_alias(LINE, "challenger", 2, actor=APPROVER, now=NOW)
         registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="worse", state="rolled_back", now=NOW)
 
         assert "rolled_back" == registry.must(LINE, 2).state
@@ -409,23 +413,121 @@ class TestChallenger:
 
 
 def test_what_leaves_staging_for_another_is_validated_again(registry: Registry) -> None:
-    registry.set_alias(LINE, "staging", 1, actor="lia")
-    registry.set_alias(LINE, "staging", 2, actor="lia")
+    registry.set_alias(LINE, "staging", 1, actor=SCIENTIST)
+    registry.set_alias(LINE, "staging", 2, actor=SCIENTIST)
     assert {1: "validated", 2: "staging", 3: "validated"} == states(registry)
     promote(registry, 2)
-    registry.set_alias(LINE, "staging", 3, actor="lia")
+    registry.set_alias(LINE, "staging", 3, actor=SCIENTIST)
     assert {1: "validated", 2: "production", 3: "staging"} == states(registry)
+    # The champion, too, may be looked at in staging.
+    registry.set_alias(LINE, "staging", 2, actor=SCIENTIST)
+    assert {1: "validated", 2: "production", 3: "validated"} == states(registry)
+
+
+@pytest.mark.parametrize(
+    ("alias", "actor", "may"),
+    [
+        ("staging", SCIENTIST, True), ("staging", APPROVER, True), ("staging", VIEWER, False), ("staging", ENGINE, False),
+        ("challenger", APPROVER, True), ("challenger", LOCAL, True), ("challenger", SCIENTIST, False), ("challenger", VIEWER, False),
+    ],
+    ids=lambda value: value.role if isinstance(value, Actor) else str(value),
+)  # fmt: skip
+def test_an_alias_is_set_by_who_may(alias: str, actor: Actor, may: bool, registry: Registry) -> None:
+    if may:
+        registry.set_alias(LINE, alias, 1, actor=actor)
+        assert actor.told().items() <= entries(registry, "alias")[-1].evidence.items()
+        return
+    with pytest.raises(Refused) as caught:
+        registry.set_alias(LINE, alias, 1, actor=actor)
+    assert ("not_allowed", "denied") == (caught.value.code, entries(registry)[-1].kind)
+    assert {} == registry.aliases(LINE)
+
+
+class TestUnshown:
+    """What holds is not undone, nor told as failed, because MLflow could not be shown it."""
+
+    FAULTS = (
+        ModuleNotFoundError("No module named 'mlflow'"),
+        Refused("a database is opened once at a time", code="locked", where="lock mlflow.lock", cure="wait"),
+        OutsideError(
+            "MLflow can be opened", code="mlflow_away", where="ESTEIRA_MLFLOW_URI", cure="see that it is there"
+        ),
+        PermissionError(13, "Permission denied"),
+    )
+
+    @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+    def test_every_move_holds_and_is_shown_by_a_later_one(
+        self,
+        fault: Exception,
+        settings: Settings,
+        template: Path,
+        sqlite_template: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        settings.home.mkdir()
+        shutil.copy(template, settings.home / "mlflow.db")
+        shutil.copy(sqlite_template, settings.home / "esteira.db")
+
+        class Away(Registry):
+            """One whose MLflow is there for a registration's number, and then is not."""
+
+            def _show_aliases(self, line: str, *, always: bool = False) -> None:
+                self.__dict__["_align_numbers"] = self._fail
+                super()._show_aliases(line, always=always)
+                del self.__dict__["_align_numbers"]
+
+            def _fail(self, *_: object) -> None:
+                raise fault
+
+        away = Away(settings)
+        for text in "abc":
+            put(away, make_bundle(tmp_path / text, text=text), actor=SCIENTIST)
+        moves: tuple[Any, ...] = (
+            lambda: away.set_alias(LINE, "staging", 1, actor=SCIENTIST),
+            lambda: promote(away, 1, 2),
+            lambda: away.roll_back(LINE, actor=ADMIN, reason="off"),
+            lambda: away.set_alias(LINE, "challenger", 3, actor=APPROVER),
+            lambda: away.drop_alias(LINE, "challenger", actor=ENGINE, reason="over"),
+            lambda: away.retire(LINE, 3, actor=SCIENTIST, reason="old"),
+        )
+        for move in moves:
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "esteira.registry"):
+                move()
+            assert "does not show the aliases" in caplog.text
+
+        wanted = {"champion": 1, "production": 1, "staging": 1}
+        assert wanted == away.aliases(LINE)
+        assert set(wanted) == {alias.alias for alias in away.store.list_aliases(LINE, mirrored=False)}
+        assert {} == shown(settings)
+        Registry(settings).set_alias(LINE, "staging", 1, actor=SCIENTIST)
+        assert wanted == shown(settings)
+
+    def test_a_process_without_a_mirror_moves_and_registers_nothing(
+        self, store: Store, settings: Settings, registry: Registry, tmp_path: Path
+    ) -> None:
+        plain = Registry(settings.model_copy(update={"tenant": store.tenant}), store, mirror=False)
+        promote(plain, 1, 2)
+        plain.roll_back(LINE, actor=ADMIN, reason="off")
+        plain.retire(LINE, 3, actor=ADMIN, reason="old")
+
+        assert {"champion": 1, "production": 1} == registry.aliases(LINE)
+        assert not (settings.home / "mlflow.db").exists()
+        with pytest.raises(Refused) as caught:
+            put(plain, make_bundle(tmp_path / "bundle"), actor=SCIENTIST)
+        assert "no_mirror" == caught.value.code
 
 
 class TestBeacon:
     def test_every_move_is_told_once_it_holds(self, registry: Registry, settings: Settings) -> None:
         seen = [beacon.stamp(settings.home)]
         for move in (
-            lambda: registry.set_alias(LINE, "staging", 1, actor="lia"),
+            lambda: registry.set_alias(LINE, "staging", 1, actor=SCIENTIST),
             lambda: promote(registry, 1),
             lambda: promote(registry, 2),
             lambda: registry.roll_back(LINE, actor=ADMIN, reason="off"),
-            lambda: registry.set_alias(LINE, "challenger", 3, actor="bob"),
+            lambda: registry.set_alias(LINE, "challenger", 3, actor=APPROVER),
             lambda: registry.drop_alias(LINE, "challenger", actor=ADMIN, reason="over"),
         ):
             move()
@@ -482,7 +584,7 @@ class TestFind:
         add(store, settings, 4, model_type="classification", framework="scikit-learn", algorithm="linear")
         add(store, settings, 1, line="prices", model_type="regression", framework="scikit-learn", algorithm="linear")
         promote(registry, 1, 2)
-        registry.set_alias(LINE, "staging", 3, actor="lia")
+        registry.set_alias(LINE, "staging", 3, actor=SCIENTIST)
         return registry
 
     def names(self, registry: Registry, **filters: Any) -> set[tuple[str, int]]:
@@ -532,7 +634,7 @@ class TestFind:
         assert "bad_page" == caught.value.code
 
     def test_another_tenants_id_is_not_found(self, many: Registry, store: Store, settings: Settings) -> None:
-        """K-54, the registry's side: the error that a route would answer 404 by. There is no route yet."""
+        """K-54, the registry's side: the error that the route answers 404 by (tests/test_control_api.py)."""
         other = Store(store.engine, f"{store.tenant}-2")
         theirs = Unshown(settings.model_copy(update={"tenant": other.tenant}), other)
         add(other, settings, 1)
@@ -551,7 +653,8 @@ class TestFind:
         """K-54: returns the full model record; hide the storage path."""
         for listed in many.find().models:
             whole = many.model(listed["id"])
-            assert {**listed, "params": {}, "age_seconds": whole["age_seconds"]} == whole
+            more = {"params": {}, "primary_score": None, "model_size": None, "training_time": None}
+            assert {**listed, **more, "age_seconds": whole["age_seconds"]} == whole
             text = json.dumps(whole)
             assert str(settings.home) not in text
             assert "file://" not in text
@@ -597,6 +700,34 @@ def test_a_registration_records_what_it_is_and_what_it_learned_from(
     assert "not_allowed" == caught.value.code
 
 
+def test_the_whole_record_of_a_version_has_its_scores_its_size_and_its_time(
+    settings: Settings, template: Path, tmp_path: Path
+) -> None:
+    """K-05, in part (values of the record, no columns): a trained classifier has all four scores populated; seconds are whole."""
+    settings.home.mkdir()
+    shutil.copy(template, settings.home / "mlflow.db")
+    registry = Unshown(settings)
+    scores = {"roc_auc": 0.97, "accuracy": 0.912345, "precision": 0.5, "recall": 1, "f1": 2 / 3, "log_loss": None}
+    bundles = [make_bundle(tmp_path / name, text=name) for name in ("a", "b")]
+    size = sum(file.stat().st_size for file in bundles[0].rglob("*") if file.is_file() and file.parent != bundles[0])
+    size += sum((bundles[0] / name).stat().st_size for name in ("card.json", "card.md"))
+    for run_id, status in (("r1", "ran"), ("r2", "reused")):
+        registry.store.start_run(run_id=run_id, line=LINE)
+        registry.store.record_step(run_id=run_id, name="train", status=status, seconds=61.6)
+    put(registry, bundles[0], run_id="r1", metrics=scores, record={"primary": "roc_auc"})
+    put(registry, bundles[1], run_id="r2", metrics={"mae": 3.0, "accuracy": "high"})
+
+    second, first = (registry.model(one["id"]) for one in registry.find().models)
+
+    assert (0.9123, 0.5, 1.0, 0.6667) == tuple(first[f"{name}_score"] for name in catalogue.SCORES)
+    assert ({"metric": "roc_auc", "value": 0.97}, size, 62) == (
+        first["primary_score"], first["model_size"], first["training_time"],
+    )  # fmt: skip
+    assert scores == first["metrics"]
+    assert {None} == {second[f"{name}_score"] for name in catalogue.SCORES}, "what was not measured is null"
+    assert (None, None) == (second["primary_score"], second["training_time"]), "a step that was reused trained nothing"
+
+
 @pytest.mark.parametrize(
     ("kind", "framework"),
     [("xgboost", "xgboost"), ("lightgbm", "lightgbm"), ("linear", "scikit-learn"), ("neural_network", "numpy"), ("constant", "numpy"),
@@ -622,10 +753,6 @@ class TestCutOff:
         promote(registry, 1, 2)
         return registry
 
-    def shown(self, settings: Settings) -> dict[str, int]:
-        aliases = client(settings).get_registered_model("tabular--churn").aliases
-        return {alias: int(version) for alias, version in aliases.items()}
-
     @pytest.mark.parametrize("point", _POINTS)
     def test_a_move_that_is_cut_off_happened_whole_or_not_at_all(
         self, point: str, home: Registry, settings: Settings
@@ -647,14 +774,14 @@ class TestCutOff:
         )
         assert (count if not happened else count + (1 if promoting else 2)) == len(entries(home))
         assert_whole(home)
-        assert before == self.shown(settings), "MLflow was not shown it yet"
+        assert before == shown(settings), "MLflow was not shown it yet"
         if happened:
             promote(home, after["champion"])  # nothing to move, and MLflow is shown what was
         else:
             move()
         final = home.aliases(LINE)
         assert wanted == {name: final[name] for name in final if name != "candidate"}
-        assert final == self.shown(settings)
+        assert final == shown(settings)
         assert_whole(home)
 
     def test_every_point_of_an_approval_is_whole_too(self, home: Registry, settings: Settings) -> None:
@@ -740,7 +867,7 @@ class _World:
                 add(registry.store, self.settings, number, author=SCIENTIST if number % 4 else LOCAL, at=at)
         elif name in {"stage", "challenge"}:
             alias = {"stage": "staging", "challenge": "challenger"}[name]
-            registry.set_alias(LINE, alias, words[0], actor="lia", now=at)
+            registry.set_alias(LINE, alias, words[0], actor=ADMIN, now=at)
         elif name == "drop":
             registry.drop_alias(LINE, "challenger", actor=ENGINE, reason="over", state=words[0], now=at)
         elif name == "request":

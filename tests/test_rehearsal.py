@@ -1,6 +1,7 @@
 """A rehearsal before live traffic: the same requests to candidate and champion, on the real server, judged and written down."""
 
 import gzip
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from esteira import gate, ledger
+from esteira.access import Actor
 from esteira.errors import GateHeld, Refused
 from esteira.gate import Outcome
 from esteira.registry import Registry
@@ -37,6 +39,8 @@ from esteira.store import Store
 from tests.serving_fakes import LINE
 from tests.serving_lines import add_version, point_champion
 from tests.small_bundle import OTHER, ROW, make_bundle
+
+ANA = Actor("ana", "data_scientist", keyed=True)
 
 FAKE = (sys.executable, str(Path(__file__).with_name("rehearsal_server.py")))
 QUICK = Options(calls=40, request_seconds=0.5, patience_s=20, trace_seconds=0)
@@ -359,11 +363,11 @@ def test_a_candidate_as_good_as_the_champion_passes(tmp_path: Path) -> None:
     [
         ({"does": "hangs", "after": 30}, "rehearsal_without_errors", "no answer within 0.5 s"),
         ({"does": "hangs"}, "rehearsal_without_errors", "no answer within 0.5 s"),
-        ({"does": "crashes", "after": 30}, "rehearsal_without_errors", "Segmentation fault of the tests"),
+        ({"does": "crashes", "after": 30}, "rehearsal_without_errors", "the server ended with 139"),
         ({"does": "nan"}, "rehearsal_without_errors", "NaN is not JSON"),
         ({"does": "infinite"}, "rehearsal_without_errors", "Infinity is not JSON"),
         ({"does": "null"}, "rehearsal_without_errors", "prediction is no number and no label"),
-        ({"does": "refuses"}, "rehearsal_without_errors", "HTTP 422: bad_row: does: refuses"),
+        ({"does": "refuses"}, "rehearsal_without_errors", "HTTP 422: bad_row, column a, row 0"),
         ({"does": "fails"}, "rehearsal_without_errors", "HTTP 500"),
         ({"does": "short"}, "rehearsal_without_errors", "1 rows were asked, but 0 answered"),
         ({"does": "html"}, "rehearsal_without_errors", "no JSON"),
@@ -401,6 +405,41 @@ def test_a_candidate_that_misbehaves_is_refused_with_its_reason(
     assert why in f"{letter.message}"
     assert "rehearsal_failed" == letter.code
     assert letter.cure
+
+
+@pytest.mark.parametrize("does", ["refuses", "fails", "html", "crashes", "short", "null"])
+def test_nothing_that_a_caller_sent_is_said_of_a_candidate_that_misbehaves(tmp_path: Path, does: str) -> None:
+    """L-35: what a rehearsal says stays in the ledger for ever, and the requests are callers' own."""
+    private = 12345678909
+    requests = Requests((({"a": private},),), "log")
+    with Spans() as spans:
+        done = perform(
+            requests, folder(tmp_path / "a", does=does), None, spans, options=QUICK.model_copy(update={"calls": 20}),
+            command=FAKE,
+        )  # fmt: skip
+    judged = gate.judge(RULES, facts(done, has_champion=False), "canary")
+
+    assert done.errors > 0
+    assert done.examples
+    told = json.dumps(rehearsal.evidence(done, judged)) + rehearsal.held(judged, done, LINE, 2).message
+    assert str(private) not in told
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"error": {"code": "wrong_type", "message": "1", "field": "cpf", "row": 3}}', ": wrong_type, column cpf, row 3"),
+        (b'{"error": {"code": "busy", "message": "1", "field": null, "row": null}}', ": busy"),
+        (b'{"error": {"code": "123.456.789-09", "message": "1"}}', ""),
+        (b'{"error": "123.456.789-09"}', ""),
+        (b'["123.456.789-09"]', ""),
+        (b"123.456.789-09", ""),
+        (b"\xff", ""),
+        (b"", ""),
+    ],
+)  # fmt: skip
+def test_of_a_refusal_only_code_column_and_row_are_kept(content: bytes, expected: str) -> None:
+    assert expected == replay._letter(content)
 
 
 def test_a_server_that_answers_no_more_is_not_asked_for_ever(tmp_path: Path) -> None:
@@ -471,7 +510,7 @@ def test_logged_requests_are_replayed_on_both_real_servers_and_every_answer_left
 
     # Two servers at once on a machine that has other work: how long they take is not what this test is about.
     report = rehearse(
-        registry, LINE, 2, settings=settings, actor="ana", options=Options(calls=60, floor_ms=10_000.0)
+        registry, LINE, 2, settings=settings, actor=ANA, options=Options(calls=60, floor_ms=10_000.0)
     )  # fmt: skip
 
     done = report.rehearsal
@@ -489,6 +528,7 @@ def test_logged_requests_are_replayed_on_both_real_servers_and_every_answer_left
         entry.actor,
     )
     told = entry.evidence
+    assert ANA.told().items() <= told.items()
     assert ("pass", 4, done.differing, 0) == (told["verdict"], told["requests"], told["differing"], told["errors"])
     assert (1, ids[0]) == (told["champion"]["version"], told["champion"]["bundle_id"])
     for side in ("candidate", "champion"):
@@ -525,7 +565,7 @@ def test_a_real_candidate_that_answers_nan_is_refused_and_the_ledger_keeps_why(
     registry, ids = registered(settings, tmp_path, 0.05, float("nan"))
 
     with pytest.raises(GateHeld) as held:
-        rehearse(registry, LINE, 2, settings=settings, actor="ana", options=Options(calls=20))
+        rehearse(registry, LINE, 2, settings=settings, actor=ANA, options=Options(calls=20))
 
     assert "rehearsal_failed" == held.value.code
     found = rehearsal.rehearsed(registry.store, LINE, 2, ids[1])
@@ -538,15 +578,42 @@ def test_a_real_candidate_that_answers_nan_is_refused_and_the_ledger_keeps_why(
     assert "golden" == found["source"], "no request was logged"
 
 
+def test_a_later_rehearsal_leaves_the_evidence_of_an_earlier_one_as_it_is(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever approved saw the first: what its entry names by its SHA-256 is still there, and is that."""
+
+    class Numbered(Spans):
+        """The small server exports none, so each rehearsal's file is its number."""
+
+        number = 0
+
+        def file(self) -> bytes:
+            Numbered.number += 1
+            return b"%d\n" % Numbered.number
+
+    registry, _ = registered(settings, tmp_path, 0.05)
+    monkeypatch.setattr(rehearsal, "Spans", Numbered)
+    monkeypatch.setenv("BEHAVES_AS", str(folder(tmp_path / "behaves", does="answers")))
+    for _ in range(2):
+        with pytest.raises(GateHeld):  # for the traces that are not there
+            rehearse(registry, LINE, 1, settings=settings, actor=ANA, options=QUICK, command=FAKE)
+
+    told = [entry.evidence["traces"] for entry in ledger.log(registry.store) if entry.kind == "rehearsal"]
+    assert 2 == len(told)
+    for one in told:
+        assert one["sha256"] == hashlib.sha256((settings.home / one["file"]).read_bytes()).hexdigest()
+
+
 def test_an_unknown_version_and_a_second_rehearsal_at_once_are_refused(settings: Settings, tmp_path: Path) -> None:
     from esteira import locks
 
     registry, _ = registered(settings, tmp_path, 0.05)
     with pytest.raises(Refused) as unknown:
-        rehearse(registry, LINE, 9, settings=settings, actor="ana")
+        rehearse(registry, LINE, 9, settings=settings, actor=ANA)
     assert "unknown_version" == unknown.value.code
     with locks.hold(settings.home, f"rehearsal {LINE}"), pytest.raises(Refused) as locked:
-        rehearse(registry, LINE, 1, settings=settings, actor="ana")
+        rehearse(registry, LINE, 1, settings=settings, actor=ANA)
     assert "locked" == locked.value.code
     assert not ledger.log(registry.store)
 

@@ -8,14 +8,9 @@ import yaml
 
 from components import deploy
 from esteira.errors import ConfigError
+from esteira.project import Project, read_project
 from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of
-from esteira.settings import Settings
-from pipelines.plan import Project, decide
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
+from pipelines.plan import decide
 
 
 def params(folder: Path, document: Any) -> Path:
@@ -24,10 +19,10 @@ def params(folder: Path, document: Any) -> Path:
     return path
 
 
-def test_a_table_is_released_at_once_where_nobody_says_otherwise(settings: Settings, tmp_path: Path) -> None:
-    found = policy_of("tabular", settings, params=tmp_path / "none.yaml")
+def test_a_table_is_released_at_once_where_nobody_says_otherwise(tmp_path: Path) -> None:
+    found = policy_of("tabular", params=tmp_path / "none.yaml")
 
-    assert ("automatic", "direct", "rules", 168.0, False, 10_000) == (
+    assert ("automatic", "direct", "rules", 168.0, True, 10_000) == (
         found.approval_mode, found.rollout, found.rollout_policy, found.approval_hours, found.rehearse, found.min_samples,
     )  # fmt: skip
 
@@ -38,7 +33,7 @@ def test_a_family_that_says_nothing_waits_and_goes_by_shares() -> None:
     assert ("required", "staged", True) == (found.approval_mode, found.rollout, found.rehearse)
 
 
-def test_a_lines_own_block_goes_over_its_familys(settings: Settings, tmp_path: Path) -> None:
+def test_a_lines_own_block_goes_over_its_familys(tmp_path: Path) -> None:
     path = params(
         tmp_path,
         {
@@ -47,7 +42,7 @@ def test_a_lines_own_block_goes_over_its_familys(settings: Settings, tmp_path: P
         },
     )
 
-    family, line = (policy_of(name, settings, params=path) for name in ("tabular", "tabular@churn"))
+    family, line = (policy_of(name, params=path) for name in ("tabular", "tabular@churn"))
 
     assert ("required", "direct", 72.0) == (family.approval_mode, family.rollout, family.approval_hours)
     assert ("required", "staged", 72.0, 100) == (
@@ -55,7 +50,7 @@ def test_a_lines_own_block_goes_over_its_familys(settings: Settings, tmp_path: P
     )  # fmt: skip
 
 
-def test_it_is_what_a_run_of_the_line_would_do(settings: Settings, tmp_path: Path) -> None:
+def test_it_is_what_a_run_of_the_line_would_do(tmp_path: Path) -> None:
     """params.yaml is read in two places: by the plan of a run, and here for what people do later."""
     document = {
         "families": {"tabular": {"source": "a.csv", "target": "y", "deploy": {"approval_mode": "notify"}}},
@@ -64,7 +59,7 @@ def test_it_is_what_a_run_of_the_line_would_do(settings: Settings, tmp_path: Pat
     path = params(tmp_path, document)
     for line in ("tabular", "tabular@b", "tabular@c"):
         plan = decide(line, project=Project.model_validate(document), source="a.csv", target="y", name=None)
-        ours = policy_of(plan.line, settings, params=path)
+        ours = policy_of(plan.line, params=path)
         assert ours == decided(deploy.Params.model_validate(plan.sections["deploy"]), plan.line)
 
 
@@ -76,27 +71,51 @@ def test_it_is_what_a_run_of_the_line_would_do(settings: Settings, tmp_path: Pat
         {"rollout_policy": "luck"},
         {"approval_hours": 0},
         {"approval_hours": -1},
+        {"approval_hours": 168.5},
         {"approval_hours": "soon"},
         {"min_samples": -1},
     ],
 )
-def test_what_is_not_to_be_said_is_refused_and_named(
-    section: dict[str, Any], settings: Settings, tmp_path: Path
-) -> None:
+def test_what_is_not_to_be_said_is_refused_and_named(section: dict[str, Any], tmp_path: Path) -> None:
     path = params(tmp_path, {"families": {"tabular": {"deploy": section}}})
 
     with pytest.raises(ConfigError) as caught:
-        policy_of("tabular", settings, params=path)
+        policy_of("tabular", params=path)
 
     assert "bad_params" == caught.value.code
     assert f"deploy.{next(iter(section))}" in caught.value.message
 
 
-@pytest.mark.parametrize(
-    "document",
-    [None, [], {"families": None}, {"families": {"tabular": None}}, {"families": {"tabular": {"deploy": None}}}],
-)
-def test_a_file_that_says_nothing_of_the_line_says_nothing(document: Any, settings: Settings, tmp_path: Path) -> None:
-    found = policy_of("tabular", settings, params=params(tmp_path, document))
+@pytest.mark.parametrize("document", [None, {}, [], {"families": {}}, {"families": {"tabular": {"deploy": {}}}}])
+def test_a_file_that_says_nothing_of_the_line_says_nothing(document: Any, tmp_path: Path) -> None:
+    found = policy_of("tabular", params=params(tmp_path, document))
 
     assert "automatic" == found.approval_mode
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("families: {tabular: {deploy: {aproval_mode: required}}}", "deploy.aproval_mode"),
+        ("families: {tabular: {deploy: required}}", "families.tabular.deploy"),
+        ("family: {tabular: {deploy: {approval_mode: required}}}", "family"),
+        ("families: {tabular: {deploi: {approval_mode: required}}}", "families.tabular.deploi"),
+        ("families: {tabular: {deploy: }}", "families.tabular.deploy"),
+        ("families: ", "families"),
+        ("lines: {tabular@churn: {deploy: {aproval_mode: required}}}", "deploy.aproval_mode"),
+    ],
+    ids=["key", "no-section", "block", "section", "empty-section", "empty-block", "of-a-line"],
+)
+def test_a_slip_of_the_pen_opens_no_line_and_both_readers_refuse_it(text: str, named: str, tmp_path: Path) -> None:
+    """A run and a person who promotes read one file in one way: what means nothing is never taken for `automatic`."""
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(ConfigError) as ours:
+        policy_of("tabular@churn", params=path)
+    with pytest.raises(ConfigError) as theirs:
+        decide("tabular@churn", project=read_project(path), source="a.csv", target="y")
+
+    for caught in (ours, theirs):
+        assert "bad_params" == caught.value.code
+        assert caught.value.message.startswith(f"{named}: ")

@@ -13,7 +13,7 @@ import pytest
 
 from esteira import ledger
 from esteira.charts import Stair, stairs
-from esteira.errors import Refused
+from esteira.errors import NotFound
 from esteira.registry import Registry
 from esteira.release.page import render
 from esteira.release.record import lines, record
@@ -76,12 +76,17 @@ class Story:
                 },
             )  # fmt: skip
 
-    def champion(self, version: int, former: int | None, reason: str = "released") -> None:
-        """A move of the champion."""
-        self.tell(
+    def champion(self, version: int, former: int | None, reason: str = "released", **said: Any) -> None:
+        """A move of the champion, and where its names point from then on."""
+        entry = self.tell(
             "alias", version, actor="bob", alias="champion", reason=reason, to=version,
-            moves={"champion": [former, version], "production": [former, version]}, **{"from": former},
+            moves={"champion": [former, version], "production": [former, version]}, **{"from": former}, **said,
         )  # fmt: skip
+        with self.store.begin() as connection:
+            for alias in ("champion", "production"):
+                self.store.put_alias(
+                    connection, line=LINE, alias=alias, version=version, bundle_id=bundle(version), ledger_seq=entry.seq
+                )
 
     def traffic(self, percent: float, before: float, action: str, reason: str) -> None:
         """A change of the shares of versions 1 and 2."""
@@ -192,12 +197,28 @@ class TestRecord:
         )  # fmt: skip
         assert "never took traffic" in render(found)
 
-    def test_without_a_number_it_is_the_newest_where_no_alias_is_set(self, told: Registry) -> None:
+    @pytest.mark.parametrize(("said", "words"), [({"rehearsal": None}, True), ({"rehearsal": 7}, False), ({}, False)])
+    def test_a_release_that_was_not_rehearsed_says_why(self, said: dict[str, Any], words: bool, told: Registry) -> None:
+        story = Story(told.store)
+        story.now += 40 * 24 * HOUR
+        story.champion(3, 1, policy="automatic", **said)
+
+        found = record(told, LINE, 3)
+        why = "the line says rehearse: false" if words else ""
+        assert why == found["unrehearsed"]
+        for text in ("\n".join(lines(found)).lower(), render(found).lower()):
+            assert words == (f"not rehearsed: {why}" in text)
+        assert "" == record(told, LINE, 2)["unrehearsed"], "it was rehearsed"
+
+    def test_without_a_number_it_is_the_champion_and_the_newest_where_there_is_none(self, told: Registry) -> None:
+        assert 1 == record(told, LINE)["version"]
+        with told.store.begin() as connection:
+            told.store.drop_alias(connection, LINE, "champion")
         assert 3 == record(told, LINE)["version"]
 
     @pytest.mark.parametrize(("line", "version"), [(LINE, 9), ("tabular@none", None), ("tabular@none", 1)])
     def test_what_is_not_registered_has_no_record(self, line: str, version: int | None, told: Registry) -> None:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(NotFound) as refused:
             record(told, line, version)
 
         assert "unknown_version" == refused.value.code
@@ -307,6 +328,14 @@ class TestPage:
         found["ledger"] |= {"ok": False, "broken_at": 4, "reason": "its content was changed"}
 
         assert "proves nothing" in render(found)
+
+    def test_what_somebody_wrote_in_place_of_a_hash_is_text(self, told: Registry) -> None:
+        found = record(told, LINE, 2)
+        found["ledger"]["about"][0] |= {"hash": "<script>1</script>", "prev": "<img src=x>"}
+
+        page = render(found)
+        assert "<script>" not in page
+        assert "<img" not in page
 
     def test_the_same_record_gives_the_same_page(self, told: Registry) -> None:
         assert render(record(told, LINE, 2)) == render(record(told, LINE, 2))

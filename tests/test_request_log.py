@@ -2,6 +2,7 @@
 
 import json
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,56 @@ def test_only_the_owner_may_read_them(tmp_path: Path) -> None:
         log.put(LINE, b"r1", None, b'{"rows":[{}]}')
         log.write()
         assert 0o600 == stat.S_IMODE((tmp_path / "requests" / f"{LINE}.jsonl").stat().st_mode)
+
+
+def test_a_file_that_others_may_read_is_closed_before_rows_go_into_it(tmp_path: Path) -> None:
+    file = tmp_path / "requests" / f"{LINE}.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"rows": [{}]}\n', encoding="utf-8")
+    file.chmod(0o644)
+    log = RequestLog(tmp_path, 10)
+    log.put(LINE, b"r1", None, b'{"rows":[{}]}')
+    log.write()
+
+    assert 0o600 == stat.S_IMODE(file.stat().st_mode)
+    assert 2 == len(file.read_text(encoding="utf-8").splitlines())
+
+
+def test_what_a_kill_left_half_written_is_swept_when_a_service_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "requests"
+    folder.mkdir()
+    (folder / f"{LINE}.jsonl").write_text('{"rows": [{"cpf": 1}]}\n', encoding="utf-8")
+    # Of this line, of one that is served no more, and as an earlier release named it.
+    for left in (f".{LINE}.jsonl.tmp", ".tabular@gone.jsonl.tmp", ".tabular@gone.jsonl.4711.tmp"):
+        (folder / left).write_text('{"rows": [{"cpf": 1}]}\n', encoding="utf-8")
+    log = RequestLog(tmp_path, 10)
+    log.start()
+    log.stop()
+
+    assert [f"{LINE}.jsonl"] == [file.name for file in folder.iterdir()]
+
+
+def test_a_line_that_comes_while_another_worker_shortens_the_file_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = RequestLog(tmp_path, 2), RequestLog(tmp_path, 2)
+    other.put(LINE, b"theirs", None, b'{"rows":[{}]}')
+    writing = threading.Thread(target=other.write)
+    replace = Path.replace
+
+    def late(self: Path, target: Path) -> Path:
+        writing.start()
+        writing.join(0.3)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    for number in range(5):
+        one.put(LINE, b"r%d" % number, None, b'{"rows":[{}]}')
+        one.write()
+    writing.join()
+
+    assert ["r3", "r4", "theirs"] == [line["request_id"] for line in kept(tmp_path)]
+    assert [f"{LINE}.jsonl"] == [file.name for file in (tmp_path / "requests").iterdir()]
 
 
 def test_a_folder_that_cannot_be_written_costs_no_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

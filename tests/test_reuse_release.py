@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.code import ROOMS, ROOT
 
-FEW = ("--set", "train.trials=2")
+FEW = ("--set", "train.trials=2", "--set", "deploy.rehearse=false")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from esteira import crash, ledger
 from esteira.errors import OutsideError, Refused
 from esteira.registry import Registry
-from esteira.rollout import control, files
+from esteira.rollout import carrying, control, files
 from esteira.settings import Settings
 from tests.rollouts import HOUR, LINE, Gateway, World, home_template, make_bundle, register, traffic
 
@@ -64,6 +64,13 @@ def _spoil(suffix: str) -> Callable[[World], Any]:
             file.write_bytes(file.read_bytes()[:40])
 
     return work
+
+
+def _weights_moved(world: World) -> None:
+    """By hand, while a rollout of ours splits there: after its end nobody of it looks there any more."""
+    state = files.load(world.home, LINE)
+    if state is not None and not carrying.is_settled(state):
+        _gateway(percent=70.0)(world)
 
 
 def _gateway(**change: Any) -> Callable[[World], Any]:
@@ -118,7 +125,7 @@ _OTHERS: dict[str, Callable[[World], Any]] = {
     "the gateway is away": _gateway(away=True),
     "the gateway is stuck": _gateway(stuck=True),
     "the gateway is back": _gateway(away=False, stuck=False),
-    "somebody moves the weights": _gateway(percent=70.0),
+    "somebody moves the weights": _weights_moved,
     "the gateway begins anew": _gateway(percent=0.0),
 }
 _steps = st.one_of(
@@ -172,5 +179,7 @@ def _agrees(world: World) -> None:
         assert state.challenger.version == aliases["challenger"]
         assert state.champion.version == champion
         expected[state.challenger.version] = percent / 100
-    found = {one.version: one.share for one in ledger.at(world.registry.store, world.now, line=LINE)}
+    # A child that died took its clock along, so that the last entry may be later than this clock says.
+    store = world.registry.store
+    found = {one.version: one.share for one in ledger.at(store, ledger.latest(store, world.now), line=LINE)}
     assert {version: pytest.approx(part) for version, part in expected.items()} == found

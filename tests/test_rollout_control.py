@@ -326,7 +326,7 @@ class TestManual:
 
     def test_with_nothing_to_roll_back_nothing_happens(self, world: World) -> None:
         assert world.do(control.rollback) is None
-        world.registry.set_alias(LINE, "challenger", 2, actor="ana", reason="a start that was cut off", now=T0)
+        world.registry.set_alias(LINE, "challenger", 2, actor=ANA, reason="a start that was cut off", now=T0)
         assert world.do(control.rollback) is None
         assert "challenger" not in world.aliases, "what a start left that was cut off"
 
@@ -353,7 +353,7 @@ class TestStatus:
         assert (2, 2400, 0.8, 0.0) == (arm["version"], arm["served"], arm["accuracy"], arm["error_rate"])
         assert 2500 == arm["all_stages"]["served"]
         assert ("PASS", "advance") == (seen["verdict"], seen["action"]), "what a look would say now"
-        assert "stable" in {one["rule"] for one in seen["findings"]} or seen["findings"]
+        assert {"stable_served", "stable_errors", "stable_latency"} <= {one["rule"] for one in seen["findings"]}
         assert {"name": "in-process", "percent": 10.0} == seen["target"]
         assert 10.0 == world.state.percent, "and changes nothing"
 
@@ -377,3 +377,13 @@ class TestStatus:
         arm = seen["arms"]["control"]
         assert (0, None, None, None) == (arm["served"], arm["accuracy"], arm["error_rate"], arm["p95_ms"])
         assert str(Outcome.NO_DATA) == seen["verdict"]
+
+
+def test_an_experiment_tells_services_what_it_measures(world: World) -> None:
+    """By it they count each user once, and know which metric may be fed back (S-37, in part)."""
+    primaries = [{"name": name, "baseline": 0.5, "minimum_effect": 0.1} for name in ("conversion", "satisfaction")]
+    world.start(release=release(rollout_policy="ab", rollout_options={"primaries": primaries}))
+
+    split = world.split
+    assert split is not None
+    assert ("conversion", "satisfaction") == split.primaries

@@ -18,7 +18,7 @@ from esteira.rollout import carrying, control, engine, files
 from esteira.rollout import split as splits
 from esteira.rollout.state import Decision, Rollout, Side
 from esteira.store import Store
-from tests.rollouts import HOUR, LINE, T0, Gateway, World, die_at, home_template, traffic, world
+from tests.rollouts import ANA, HOUR, LINE, T0, Gateway, World, die_at, home_template, traffic, world
 
 __all__ = ["home_template", "world"]
 
@@ -166,7 +166,7 @@ class TestCourse:
         from tests.rollouts import make_bundle, register
 
         register(registry, make_bundle(world.home.parent / "three", "three"))
-        registry.set_alias(LINE, "champion", 3, actor="ana", reason="urgent", now=world.now)
+        registry.promote(LINE, 3, actor=ANA, reason="urgent", evidence={"policy": "automatic"}, now=world.now)
         decision = world.tick(1)
 
         assert decision is not None
@@ -178,7 +178,7 @@ class TestCourse:
 
     def test_a_candidate_that_a_person_made_the_champion_is_through(self, world: World) -> None:
         world.start()
-        world.registry.set_alias(LINE, "champion", 2, actor="ana", reason="urgent", now=world.now)
+        world.registry.promote(LINE, 2, actor=ANA, reason="urgent", evidence={"policy": "automatic"}, now=world.now)
         world.tick(1)
 
         assert "approved" == world.state.status
@@ -190,9 +190,9 @@ class TestCourse:
     def test_a_promotion_that_was_undone_is_not_made_again(self, world: World) -> None:
         world.start()
         world.do(control.promote)
-        # As if the note that it is made had not been kept, and somebody rolled back since.
+        # As if the notes that it is made and settled had not been kept, and somebody rolled back since.
         state = world.state
-        files.save(world.home, replace(state, history=state.history[:-1]))
+        files.save(world.home, replace(state, history=state.history[:-2]))
         world.registry.roll_back(LINE, actor=carrying.ENGINE, reason="complaints", now=world.now)
 
         world.tick(1)

@@ -4,6 +4,7 @@ import copy
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,14 +213,24 @@ def test_a_challenger_without_a_share_is_waited_for_while_its_pods_load_and_not_
     cluster.endpoints = []
     threading.Timer(0.7, lambda: cluster.endpoints.append({"addresses": ["10.0.0.9"]})).start()
 
-    target.shift(split(10))
+    target.shift(split(10), first=True)
 
     assert [9000, 1000] == cluster.weights()
     cluster.endpoints = []
     target.shift(None)
     with pytest.raises(OutsideError) as down:
-        Gateway(NAMESPACE, NAME, patience=0.1).shift(split(10))
+        Gateway(NAMESPACE, NAME, patience=0.1).shift(split(10), first=True)
     assert "candidate_down" == down.value.code
+
+
+def test_after_the_start_nobody_waits_for_a_challenger_that_is_not_ready(cluster: Cluster) -> None:
+    """A look that waited would keep those of all other lines waiting."""
+    cluster.endpoints = []
+    began = time.monotonic()
+    with pytest.raises(OutsideError) as down:
+        Gateway(NAMESPACE, NAME, patience=60.0).shift(split(10))
+    assert "candidate_down" == down.value.code
+    assert time.monotonic() - began < 30
 
 
 def test_an_endpoint_that_says_nothing_of_its_readiness_is_ready(cluster: Cluster, target: Gateway) -> None:

@@ -495,7 +495,7 @@ class Failing(Behind):
 
         def reply(this: Any, code: int) -> None:
             if this.path == "/readyz":
-                code = 200
+                code = 200 if self.ready else 503
             elif status == 0:
                 this.close_connection = True
                 return
@@ -538,6 +538,43 @@ def test_what_a_candidate_cannot_answer_the_champion_does_and_only_predictions_a
         # Elsewhere an answer twice could be a deed twice.
         if status:
             assert {200, status} == set(ask("/v1/tabular@shop/feedback"))
+    finally:
+        front.stop()
+        failing.stop()
+
+
+@needs_haproxy
+@pytest.mark.parametrize("status", [0, 500], ids=["hangs-up", "500"])
+def test_a_named_request_says_whose_it_is_so_that_the_other_service_counts_the_failure(
+    two: tuple[Behind, Behind], tmp_path: Path, status: int
+) -> None:
+    """Of the candidate's units the champion learns that they are the candidate's; a caller's own word is not passed on."""
+    failing = Failing(status)
+    front = Front(tmp_path / "front", two[0].address, failing.address)
+    units = [f"unit-{number}" for number in range(40)]
+    try:
+        for name in ("champion", "challenger"):
+            front.wait_up(name)
+        front.target().shift(split(50))
+
+        def ask(path: str, body: bytes = b"{}", named: bool = True) -> dict[str, str | None]:
+            before = len(two[0].seen)
+            for unit in units:
+                headers = {"x-esteira-arm": "control", **({"x-unit-id": unit} if named else {})}
+                # The stand-in takes no large body, and breaks off.
+                with contextlib.closing(front.connect()) as connection, contextlib.suppress(OSError):
+                    connection.request("POST", f"/api/ml{path}", body, {**headers, "x-of": unit})
+                    connection.getresponse().read()
+            return {str(headers["x-of"]): headers.get("x-esteira-arm") for _, _, headers, _ in two[0].seen[before:]}
+
+        theirs = {unit for unit in units if to_candidate(50, bucket("salt", "test-1", unit))}
+        assert {unit: "candidate" if unit in theirs else "control" for unit in units} == ask("/v1/predict")
+        assert {None} == set(ask("/v1/predict", b"x" * 15_000).values()), "nobody asks again what is large"
+        assert {None} == set(ask("/v1/tabular@shop/feedback").values())
+        assert {None} == set(ask("/v1/predict", named=False).values())
+        failing.ready = False
+        front.wait_up("challenger", up=False)
+        assert {unit: None if unit in theirs else "control" for unit in units} == ask("/v1/predict")
     finally:
         front.stop()
         failing.stop()

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from esteira.rollout.posterior import EXACT_UP_TO, belief, difference, not_worse, p_value, two_sided, wilson
+from esteira.rollout.posterior import (
+    EXACT_UP_TO,
+    belief,
+    difference,
+    error_excess,
+    not_worse,
+    p_value,
+    two_sided,
+    wilson,
+)
 from esteira.rollout.sums import Sums, labelled
 
 
@@ -150,3 +159,9 @@ def test_the_interval_of_outcomes_in_between_covers_the_truth_about_19_times_of_
         covered += low <= 0.8 - 0.75 <= high
 
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_the_error_rates_of_two_arms_differ_by_so_much_and_are_known_so_well() -> None:
+    excess, spread = error_excess(Sums(served=198, errors=9), Sums(served=398, errors=3))
+    assert (0.04, math.sqrt(0.05 * 0.95 / 198 + 0.01 * 0.99 / 398)) == pytest.approx((excess, spread))
+    assert error_excess(Sums(served=10), Sums(served=10))[1] > 0, "an arm without errors is not known for certain"

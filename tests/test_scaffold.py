@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from esteira.errors import ConfigError, Refused
-from pipelines.plan import Project
+from esteira.project import Project
 from pipelines.scaffold import TEMPLATE, scaffold
 from tests import walkthrough
 

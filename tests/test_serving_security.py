@@ -138,6 +138,7 @@ def test_an_upgrade_is_ignored_and_its_body_is_read(service: Service) -> None:
 PICKLES = ("application/vnd.bentoml+pickle", "application/octet-stream", "application/x-pickle", "multipart/form-data; boundary=b",
            "application/json", "application/x-www-form-urlencoded")  # fmt: skip
 ROUTES = ("/", "/v1/predict", f"/v1/{LINE}/predict", f"/v1/{LINE}/model", "/v1/models/x/batch-predict", "/v1/batch-predictions/x",
+          "/v1/models", "/v1/models/x", f"/v1/{LINE}/rollout", f"/v1/{LINE}/rollout/start",
           "/v1/batch-predictions/x/cancel", "/metrics", "/health", "/healthz", "/livez", "/readyz", "/openapi.json", "/docs.json",
           "/schema.json", "/static_content/index.css", "/predict", "/call", "/__main__", "/submit", "/v1/predict/submit")  # fmt: skip
 

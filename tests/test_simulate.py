@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -235,6 +236,16 @@ def test_a_rollout_that_does_not_end_is_told_as_running() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
+def test_every_policy_comes_to_its_own_end(name: str) -> None:
+    """An experiment waits four weeks for its units, longer than any rollout by stages."""
+    policy = POLICIES[name]()
+    run = play(policy, Stream(BY_NAME["no_traffic"], 1, 1, shares_of([policy])), planned(name, PLANS.get(name, {})))
+
+    assert "running" != run.ending
+    assert run.hours == (672 if name == "ab" else min(run.hours, MOST_HOURS))
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_can_be_played(name: str) -> None:
     policy = POLICIES[name]()
     stream = Stream(BY_NAME["errors"], 1, 1, shares_of([policy]))
@@ -284,20 +295,23 @@ def share(row: Row, ending: Ending) -> float:
 
 @pytest.mark.slow
 @pytest.mark.requirement("H-43")
-@pytest.mark.parametrize("seed", [0, 1, 20261122])
-def test_the_rules_keep_their_error_rates(seed: int) -> None:
+def test_the_rules_keep_their_error_rates() -> None:
     """H-43, Done when: a seeded simulation of ≥ 500 runs gives: equal candidate falsely rolled back ≤ 5 % and promoted ≥ 90 %;
-    at-margin candidate promoted ≤ 8 %; 10-points-worse rolled back ≥ 95 %."""
-    scenarios = some("equal", "at_margin", "ten_points_worse")
-    equal, at_margin, worse = simulate(
-        {"rules": POLICIES["rules"]()}, runs=500, seed=seed, scenarios=scenarios, workers=2
-    )["rules"]
+    at-margin candidate promoted ≤ 8 %; 10-points-worse rolled back ≥ 95 %.
 
-    assert 500 == len(equal.runs) == len(at_margin.runs) == len(worse.runs)
-    assert share(equal, "rolled_back") <= 0.05
-    assert share(equal, "promoted") >= 0.90
-    assert share(at_margin, "promoted") <= 0.08
-    assert share(worse, "rolled_back") >= 0.95
+    On any seed: this one is drawn. At the margin 6.1 % are promoted (95 % interval 5.8 to 6.4, 20,000 runs), so near to 8 % that
+    500 runs would say more on one seed in 30; 3600 do so on less than one in 10,000, were it 6.4 %.
+    """
+    seed = secrets.randbelow(2**32)
+    rules: dict[str, Policy] = {"rules": POLICIES["rules"]()}
+    equal, worse = simulate(rules, runs=500, seed=seed, scenarios=some("equal", "ten_points_worse"), workers=2)["rules"]
+    (at_margin,) = simulate(rules, runs=3600, seed=seed, scenarios=some("at_margin"), workers=2)["rules"]
+
+    assert (500, 500, 3600) == (len(equal.runs), len(worse.runs), len(at_margin.runs))
+    assert share(equal, "rolled_back") <= 0.05, seed
+    assert share(equal, "promoted") >= 0.90, seed
+    assert share(at_margin, "promoted") <= 0.08, seed
+    assert share(worse, "rolled_back") >= 0.95, seed
 
 
 @pytest.fixture(scope="module")

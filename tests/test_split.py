@@ -252,23 +252,26 @@ def test_the_candidate_s_model_goes_when_the_rollout_ends(line: Line) -> None:
 
 
 @pytest.mark.parametrize(
-    "does",
+    ("does", "sure"),
     [
-        lambda _: 1 / 0,
-        lambda _: math.nan,
-        lambda _: {"scores": [1.0, -math.inf]},
-        slow(0.5),
+        (lambda _: 1 / 0, 0.75),
+        (lambda _: math.nan, 0.75),
+        (lambda _: {"scores": [1.0, -math.inf]}, 0.75),
+        (slow(0.5), 0.75),
+        (lambda _: "yes", "high"),
+        (lambda _: "yes", [0.75]),
+        (lambda _: "yes", True),
     ],
-    ids=["raises", "nan", "infinite", "slow"],
+    ids=["raises", "nan", "infinite", "slow", "a word as confidence", "a list as confidence", "true as confidence"],
 )
 def test_a_candidate_that_fails_is_answered_for_by_the_champion_and_counted(
-    tmp_path: Path, sqlite_store: Store, models: dict[int, Model], loads: list[int | None], does: Any
+    tmp_path: Path, sqlite_store: Store, models: dict[int, Model], loads: list[int | None], does: Any, sure: Any
 ) -> None:
     """H-40: candidate error -> answer by champion, counted as candidate error."""
     line = Line(tmp_path, sqlite_store, models=models, pace=Pace(seconds=0.5))
     try:
         line.write(100)
-        models[2].does = does
+        models[2].does, models[2].sure = does, sure
         status, document, headers = line.ask(unit=EARLY)
 
         assert (200, 1, "yes") == (status, document["version"], document["rows"][0]["prediction"])
@@ -332,6 +335,16 @@ def test_candidates_that_hang_take_no_more_threads_than_they_have(
             }
         assert THREADS == models[2].asked, "once all of them hang it is asked no more"
         assert 6 * THREADS == line.sums()[0]["candidate"].errors
+
+        # It still hangs when it was rolled back and another one has its turn.
+        line.write(100, test_id="shop-8", challenger=Side(3, "3" * 64), look=False)
+        for _ in range(2):
+            line.splits.look()
+        assert {(200, 3)} == {(status, document["version"]) for status, document, _ in asyncio.run(many(2 * THREADS))}
+        assert line.arms.flush(10)
+        after = line.rollouts.sums("shop-8")[0]["candidate"]
+        assert (2 * THREADS, 0) == (after.served, after.errors)
+        assert 1 == len(line.api._split._lanes)  # type: ignore[union-attr]
     finally:
         hangs.free.set()
         line.stop()
@@ -471,8 +484,11 @@ def test_a_tenth_of_the_units_is_timed_of_the_champion_and_all_of_the_candidate(
     assert 150 == sums["candidate"].served + sums["control"].served
 
 
-def test_an_answer_of_the_champion_s_that_is_no_number_is_its_error(line: Line, models: dict[int, Model]) -> None:
-    models[1].does = lambda _: math.nan
+@pytest.mark.parametrize(("prediction", "sure"), [(math.nan, 0.75), ("yes", "high")], ids=["answer", "confidence"])
+def test_an_answer_of_the_champion_s_that_is_no_number_is_its_error(
+    line: Line, models: dict[int, Model], prediction: Any, sure: Any
+) -> None:
+    models[1].does, models[1].sure = lambda _: prediction, sure
     line.write(20)
 
     assert 200 == line.ask(unit=LATE)[0]
@@ -540,6 +556,39 @@ def test_a_service_behind_a_proxy_answers_with_its_own_version_and_counts_it(
         assert (3 - version) not in loads[1:], "the other version is another service's"
     finally:
         line.stop()
+
+
+@pytest.mark.parametrize(("alias", "version", "other"), [("champion", 1, "candidate"), ("challenger", 2, "control")])
+def test_what_the_other_service_could_not_answer_is_counted_as_its_error_and_once(
+    tmp_path: Path, sqlite_store: Store, models: dict[int, Model], loads: list[int | None], alias: str, version: int, other: str
+) -> None:  # fmt: skip
+    """H-40: candidate error -> answer by champion, counted as candidate error; behind a proxy that asks again, too."""
+    line = Line(tmp_path, sqlite_store, models=models, alias=alias)
+    own = "candidate" if other == "control" else "control"
+    try:
+        line.source.champion[LINE] = Deployment(LINE, version, str(version) * 64)
+        line.deployed._try_to_follow(LINE)
+        line.write(50, options={"outside": True})
+        for said, arm in ((other, other), (own, own), ("nobody", own)):
+            status, document, headers = line.ask(unit=EARLY, headers={"x-esteira-arm": said})
+            assert (200, version, arm) == (status, document["version"], headers["x-esteira-arm"])
+        models[version].does = lambda _: 1 / 0
+        for said in (own, "nobody", other):
+            assert 500 == line.ask(unit=EARLY, headers={"x-esteira-arm": said})[0]
+
+        sums = line.sums()[0]
+        assert (2, 2, {}) == (sums[other].served, sums[other].errors, dict(sums[other].latency))
+        assert (3, 1) == (sums[own].served, sums[own].errors), "the proxy asks the other where it says whose it is"
+        assert {own} == {unit.arm for unit in line.rollouts.units(TEST)}
+    finally:
+        line.stop()
+
+
+def test_a_caller_cannot_say_whose_its_request_is_where_the_service_splits(line: Line) -> None:
+    line.write(20)
+    line.ask(unit=LATE, headers={"x-esteira-arm": "candidate"})
+
+    assert {"control": 0} == {arm: sums.errors for arm, sums in line.sums()[0].items()}
 
 
 def test_a_service_of_another_alias_takes_part_in_no_rollout(

@@ -18,9 +18,11 @@ from esteira.rollout import split as splits
 from esteira.rollout.router import bucket, to_candidate
 from esteira.settings import Settings
 from esteira.store.rollouts import Rollouts
+from tests.rollouts import UNREHEARSED
 from tests.serving_fakes import LINE, until
 from tests.serving_process import KEY, ROOT, Service
 from tests.small_bundle import OTHER, ROW, answers, make_bundle, resealed
+from tests.test_registry import lead
 
 DATA = "da" * 32
 PASS = {"verdict": "pass", "rules": [{"rule": "better", "outcome": "PASS", "value": 0.9, "bound": 0.5, "n": 100}]}
@@ -39,9 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         resealed(bundle, golden={"rows": [ROW, OTHER], "answers": answers(bundle, [ROW, OTHER])})
         registry.register(
             LINE, bundle, run_id=f"run-{number}", data_hash=DATA, code_revision="c0ffee", params_hash="ab" * 32,
-            metrics={"roc_auc": 0.9}, verdict=PASS,
+            metrics={"roc_auc": 0.9}, verdict=PASS, policy=UNREHEARSED,
         )  # fmt: skip
-    registry.set_alias(LINE, "champion", 1, actor="ana", reason="the first")
+    lead(registry, 1, line=LINE)
     registry.store.close()
     # A copy finds its bundles below it only when they are not where they were made.
     return settings.home.rename(folder / "home")
@@ -148,7 +150,7 @@ def label(service: Service, request_id: str) -> Mapping[str, Any]:
 def test_an_alias_that_is_rolled_back_is_followed_at_once(home: Path, service: Service) -> None:
     """The champion of before is still in memory, and a beacon says that the alias moved: no period is waited for."""
     registry = Registry(Settings(home=home, actor="ana"))
-    registry.set_alias(LINE, "champion", 2, actor="ana", reason="better")
+    lead(registry, 2, line=LINE)
     assert until(lambda: {answer(service, "x")[0] for _ in range(6)} == {2})
     back = esteira(home, "rollback", LINE, "--reason", "it was worse")
 

@@ -3,18 +3,22 @@
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esteira.errors import DataError, Refused
-from esteira.rollout.sums import ArmName, Sums, answered, labelled
+from esteira.rollout.sums import ArmName, Sums, labelled
 from esteira.store import Store
+from esteira.store import tables as t
 from esteira.store.records import RolloutUnit
-from esteira.store.rollouts import LABELS, Rollouts, unit_key
+from esteira.store.rollouts import LABELS, Place, Rollouts, unit_key
+from tests.rollout_states import answered
 from tests.stores import sqlite_store, sqlite_template, store, store_url
 
 __all__ = ["sqlite_store", "sqlite_template", "store", "store_url"]
@@ -38,11 +42,11 @@ def right(answer: RolloutUnit) -> float:
 
 def test_sums_are_what_all_writers_counted_by_stage_and_arm(store: Store) -> None:
     rollouts = Rollouts(store)
-    rollouts.put_sums(TEST, 0, "candidate", "worker-1", SOME)
-    rollouts.put_sums(TEST, 0, "candidate", "worker-2", SOME)
-    rollouts.put_sums(TEST, 0, "control", "worker-1", answered(0.001))
-    rollouts.put_sums(TEST, 1, "control", "worker-1", answered(0.002))
-    rollouts.put_sums("another", 0, "candidate", "worker-1", SOME)
+    rollouts.put_all(TEST, "worker-1", {(0, "candidate"): SOME})
+    rollouts.put_all(TEST, "worker-2", {(0, "candidate"): SOME})
+    rollouts.put_all(TEST, "worker-1", {(0, "control"): answered(0.001)})
+    rollouts.put_all(TEST, "worker-1", {(1, "control"): answered(0.002)})
+    rollouts.put_all("another", "worker-1", {(0, "candidate"): SOME})
 
     assert {
         0: {"candidate": SOME + SOME, "control": answered(0.001)},
@@ -53,7 +57,7 @@ def test_sums_are_what_all_writers_counted_by_stage_and_arm(store: Store) -> Non
 def test_a_writer_writes_over_what_it_wrote_before(store: Store) -> None:
     rollouts = Rollouts(store)
     for count in (1, 2, 3):
-        rollouts.put_sums(TEST, 0, "control", "worker-1", Sums(served=count))
+        rollouts.put_all(TEST, "worker-1", {(0, "control"): Sums(served=count)})
 
     assert 3 == rollouts.sums(TEST)[0]["control"].served
 
@@ -64,7 +68,7 @@ def test_a_test_that_nobody_wrote_of_has_no_sums(store: Store) -> None:
 
 def test_no_writer_takes_the_name_of_the_labels(store: Store) -> None:
     with pytest.raises(ValueError, match="labels"):
-        Rollouts(store).put_sums(TEST, 0, "control", LABELS, SOME)
+        Rollouts(store).put_all(TEST, LABELS, {(0, "control"): SOME})
 
 
 def test_several_sums_are_written_together_or_not_at_all(store: Store) -> None:
@@ -77,7 +81,7 @@ def test_several_sums_are_written_together_or_not_at_all(store: Store) -> None:
 
 def test_a_row_that_holds_no_sums_is_refused_by_name(sqlite_store: Store) -> None:
     rollouts = Rollouts(sqlite_store)
-    rollouts.put_sums(TEST, 0, "control", "worker-1", SOME)
+    rollouts.put_all(TEST, "worker-1", {(0, "control"): SOME})
     with sqlite_store.begin() as connection:
         connection.exec_driver_sql("""UPDATE rollout_sums SET sums = '{"served": 1}'""")
 
@@ -142,7 +146,7 @@ def test_labels_and_writers_add_up(store: Store) -> None:
     rollouts = Rollouts(store)
     rollouts.note_units([unit()])
     rollouts.label(outcome=right, request_id="r1")
-    rollouts.put_sums(TEST, 0, "candidate", "worker-1", SOME)
+    rollouts.put_all(TEST, "worker-1", {(0, "candidate"): SOME})
 
     assert SOME + labelled(1.0) == rollouts.sums(TEST)[0]["candidate"]
 
@@ -209,6 +213,80 @@ def test_an_answer_that_is_noted_again_stays_as_it_is(store: Store) -> None:
     ]
 
 
+# Users of an experiment
+
+
+def served(rollouts: Rollouts, *users: str, arm: ArmName = "candidate") -> None:
+    """These users were served, and each of their requests is kept."""
+    seen = {unit_key(user): users.count(user) for user in users}
+    rollouts.put_all(TEST, f"worker-{arm}", {(0, arm): Sums(served=len(users))}, seen={(0, arm): seen})
+    rollouts.note_units(unit(f"r{n}-{arm}", unit=unit_key(user), arm=arm) for n, user in enumerate(users))
+
+
+def test_users_are_counted_with_what_was_served_and_each_once(store: Store) -> None:
+    rollouts = Rollouts(store)
+    written = Sums()
+    for source, seen in (("one", {"ana": 3, "rui": 1}), ("two", {"ana": 2}), ("one", {"ana": 1, "eva": 4})):
+        before = written if source == "one" else Sums()
+        sums = replace(before, served=before.served + sum(seen.values()))
+        found = rollouts.put_all(TEST, source, {(0, "control"): sums}, seen={(0, "control"): seen})
+        written = found[0, "control"] if source == "one" else written
+
+    both = rollouts.sums(TEST)[0]["control"]
+    assert (11, 3, 6**2 + 1 + 4**2) == (both.served, both.units, both.units_sq)
+    assert 11**2 / 53 == pytest.approx(both.served * both.weight)
+
+
+def test_two_workers_who_see_the_same_users_at_once_count_each_once(store: Store) -> None:
+    def work(source: str) -> None:
+        sums = Sums()
+        for _ in range(8):
+            sums = replace(sums, served=sums.served + 3)
+            sums = Rollouts(store).put_all(
+                TEST, source, {(0, "control"): sums}, seen={(0, "control"): {"ana": 1, "rui": 2}}
+            )[0, "control"]
+
+    threads = [threading.Thread(target=work, args=(source,)) for source in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    found = Rollouts(store).sums(TEST)[0]["control"]
+    assert (48, 2, 16**2 + 32**2) == (found.served, found.units, found.units_sq)
+
+
+def test_a_user_counts_once_with_the_mean_of_its_outcomes(store: Store) -> None:
+    rollouts = Rollouts(store)
+    served(rollouts, "ana", "ana", "rui", "ana", "ana")
+    for request, outcome in (("r0", 1.0), ("r2", 0.0), ("r1", 0.0), ("r1", 1.0), ("r4", 0.5)):
+        rollouts.label(outcome=lambda _, value=outcome: value, request_id=f"{request}-candidate")  # type: ignore[misc]
+
+    found = rollouts.sums(TEST)[0]["candidate"]
+    assert (2, 2, 0.5, 0.25) == (found.units, found.labelled, found.outcome, found.outcome_sq)
+
+
+def test_a_primary_is_measured_once_a_user(store: Store) -> None:
+    """S-37, in part: two primaries, conversion and user satisfaction."""
+    rollouts = Rollouts(store)
+    served(rollouts, "ana", "ana", "rui")
+    first = rollouts.measure(TEST, 1, 0.75, unit="ana")
+    again = rollouts.measure(TEST, 1, 0.25, request_id="r0-candidate")
+    rollouts.measure(TEST, 1, 1.0, request_id="r2-candidate")
+
+    assert first is not None
+    assert again is not None
+    assert [(True, 0.75), (False, 0.75)] == [(one.counted, one.unit.outcome) for one in (first, again)]
+    assert {1: {"candidate": labelled(0.75) + labelled(1.0)}} == {1: rollouts.sums(TEST)[1]}
+    assert 0 == rollouts.sums(TEST)[0]["candidate"].labelled
+    assert None is rollouts.measure(TEST, 1, 1.0, unit="nobody")
+    rollouts.note_units([unit("before", unit=unit_key("zoe"))])
+    assert None is rollouts.measure(TEST, 1, 1.0, unit="zoe"), "no user of an experiment"
+    with pytest.raises(DataError) as refused:
+        rollouts.measure(TEST, 1, 1.5, unit="ana")
+    assert "bad_outcome" == refused.value.code
+
+
 @pytest.mark.requirement("H-41")
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -236,7 +314,7 @@ def test_replaying_a_log_gives_the_same_aggregates(
     for number, (arm, stage, _, writer) in enumerate(log):
         key = (stage, arm, writer)
         written[key] = written.get(key, Sums()) + answered(0.001 * (number + 1), confidence=0.5)
-        rollouts.put_sums(live, stage, arm, f"worker-{writer}", written[key])
+        rollouts.put_all(live, f"worker-{writer}", {(stage, arm): written[key]})
         rollouts.note_units([unit(f"r{number}", test_id=live, arm=arm, stage=stage)])
     for number, (_, _, outcome, _) in reversed(list(enumerate(log))):
         for _ in range(2):  # a truth that is sent twice is one truth
@@ -266,41 +344,34 @@ def test_no_row_and_no_name_of_a_unit_is_kept(sqlite_store: Store, tmp_path: Pat
     assert not any(b"ana.maria" in file.read_bytes() for file in tmp_path.glob("esteira.db*"))
 
 
-def test_forgetting_a_test_leaves_the_others(store: Store) -> None:
-    rollouts = Rollouts(store)
-    for test in (TEST, "another"):
-        rollouts.put_sums(test, 0, "control", "worker-1", SOME)
-        rollouts.note_units([unit(test_id=test)])
-    rollouts.forget(TEST)
-    rollouts.forget("unheard of")
-
-    assert ({}, []) == (rollouts.sums(TEST), rollouts.units(TEST))
-    assert (1, 1) == (len(rollouts.sums("another")), len(rollouts.units("another")))
-
-
 def test_old_answers_go_and_sums_stay(store: Store) -> None:
     rollouts = Rollouts(store)
-    rollouts.put_sums(TEST, 0, "control", "worker-1", SOME)
-    rollouts.note_units([unit("old"), unit("new", at=AT + timedelta(days=2))])
+    sums: dict[Place, Sums] = {(0, "control"): SOME}
+    for user, days in (("old", 0), ("new", 2)):
+        at = AT + timedelta(days=days)
+        sums = rollouts.put_all(TEST, "worker-1", sums, seen={(0, "control"): {user: 2}}, at=at)
+        rollouts.note_units([unit(user, at=at)])
 
     assert 1 == rollouts.prune(AT + timedelta(days=1))
     assert ["new"] == [found.request_id for found in rollouts.units(TEST)]
-    assert SOME == rollouts.sums(TEST)[0]["control"]
+    assert replace(SOME, units=2, units_sq=8) == rollouts.sums(TEST)[0]["control"]
+    with store.read() as connection:
+        mine = t.rollout_tallies.c.tenant_id == store.tenant
+        assert ["new"] == list(connection.execute(sa.select(t.rollout_tallies.c.unit).where(mine)).scalars())
 
 
 @pytest.mark.parametrize(
     "act",
     [
-        lambda rollouts: rollouts.forget(TEST),
         lambda rollouts: rollouts.prune(AT + timedelta(days=9)),
         lambda rollouts: rollouts.label(outcome=right, request_id="r1"),
-        lambda rollouts: rollouts.put_sums(TEST, 0, "control", "worker-1", Sums()),
+        lambda rollouts: rollouts.put_all(TEST, "worker-1", {(0, "control"): Sums()}),
     ],
-    ids=["forget", "prune", "label", "put_sums"],
+    ids=["prune", "label", "put_all"],
 )
 def test_another_tenant_sees_and_changes_nothing(store: Store, act: Callable[[Rollouts], object]) -> None:
     mine = Rollouts(store)
-    mine.put_sums(TEST, 0, "control", "worker-1", SOME)
+    mine.put_all(TEST, "worker-1", {(0, "control"): SOME})
     mine.note_units([unit()])
     theirs = Rollouts(Store(store.engine, "somebody else"))
 
@@ -308,7 +379,6 @@ def test_another_tenant_sees_and_changes_nothing(store: Store, act: Callable[[Ro
     act(theirs)
     assert {0: {"control": SOME}} == mine.sums(TEST)
     assert [None] == [found.outcome for found in mine.units(TEST)]
-    theirs.forget(TEST)
 
 
 def test_many_answers_are_noted_in_one_go(store: Store) -> None:

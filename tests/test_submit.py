@@ -19,9 +19,10 @@ import yaml
 
 from esteira.cli import main
 from esteira.errors import ConfigError, OutsideError, Refused
+from esteira.project import read_project
 from pipelines.compile import Compiled, defaults, write
 from pipelines.kubeflow import Kubeflow, Outcome, Uploaded
-from pipelines.plan import Plan, read_project
+from pipelines.plan import Plan
 from pipelines.resources import Volume
 from pipelines.shape import NAMES
 from pipelines.submit import check_source, cron_of, parameters

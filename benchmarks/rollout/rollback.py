@@ -116,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(environment: dict[str, str], home: Path, address: str, rounds: int) -> dict[str, Any]:
+    from esteira import access
     from esteira.registry import Registry
     from esteira.settings import Settings
 
-    registry = Registry(Settings(home=home, actor="benchmark", artifacts=environment["ESTEIRA_ARTIFACTS"]))
+    settings = Settings(home=home, actor="benchmark", artifacts=environment["ESTEIRA_ARTIFACTS"])
+    registry, actor = Registry(settings), access.who(settings)
     versions = sorted(version.version for version in registry.versions(LINE))
     old, new = versions[-2:]
     measured: dict[str, list[dict[str, float]]] = {"release": [], "rollout": []}
@@ -127,8 +129,9 @@ def _measure(environment: dict[str, str], home: Path, address: str, rounds: int)
     with Clients(address, row) as clients:
         for _ in range(rounds):
             if registry.aliases(LINE)["champion"] != new:
-                for alias in ("staging", "champion"):  # what was rolled back is staged anew before it may serve
-                    registry.set_alias(LINE, alias, new, reason="the next round")
+                # What was rolled back is staged anew before it may serve.
+                registry.set_alias(LINE, "staging", new, actor=actor, reason="the next round")
+                registry.promote(LINE, new, actor=actor, reason="the next round", evidence={"policy": "automatic"})
             clients.until(new)
             measured["release"].append(_one(environment, clients, old, new, "--to", str(old)))
         # One only, for the same reason.

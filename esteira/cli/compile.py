@@ -30,10 +30,10 @@ def compile_(line: str | None, out: str, batch: bool, check: bool, as_json: bool
       esteira compile tabular --batch
     """
     from esteira.errors import ConfigError
+    from esteira.project import read_project
     from esteira.settings import load_settings
     from pipelines import ir_check
     from pipelines.compile import defaults, write, write_batch
-    from pipelines.plan import read_project
 
     prefix = load_settings().image_prefix
     project = read_project()

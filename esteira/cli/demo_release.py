@@ -201,10 +201,10 @@ def _stage(folder: Path, seed: int) -> _Stage:
     home = folder / "home"
     home.mkdir()
     keys = {name: access.add(home, name, role) for name, role in
-            (("root", "admin"), ("ana", "data_scientist"), ("bob", "approver"))}  # fmt: skip
+            (("rita", "admin"), ("ana", "data_scientist"), ("bob", "approver"))}  # fmt: skip
     settings = Settings(home=home, key=SecretStr(keys["ana"]))
     policy = ReleasePolicy(
-        approval_mode="required", rollout="staged", rollout_policy="rules", approval_hours=240, rehearse=False,
+        approval_mode="required", rollout="staged", rollout_policy="rules", approval_hours=168, rehearse=False,
         # The real table is small; H-39's 10,000 rows are for real traffic.
         min_samples=500, rollout_options={},
     )  # fmt: skip
@@ -258,7 +258,7 @@ def _registered(stage: _Stage, bundle: Path, now: datetime) -> "Version":
         LINE, bundle, run_id=f"demo-{bundle.name}", data_hash=manifest["data_hash"],
         code_revision=str(manifest["code_revision"]), params_hash="0" * 64,
         metrics={**manifest["metrics"], "baseline": manifest["baseline"]},
-        params={"model": manifest["model"], "seed": manifest["seed"]}, verdict=verdict, actor=stage.author, now=now,
+        params={"model": manifest["model"], "seed": manifest["seed"]}, verdict=verdict, actor=stage.author, policy=stage.policy, now=now,
     )  # fmt: skip
     say(f"  {_clock(now)}  ana registers version {version.version}: {verdict['summary']}")
     return version
@@ -296,9 +296,7 @@ def _refused_to_author(stage: _Stage, version: "Version", now: datetime) -> None
 def _requested(stage: _Stage, version: "Version", now: datetime) -> None:
     from esteira.release import approvals
 
-    stage.registry.set_alias(
-        LINE, "staging", version.version, actor=stage.author.name, reason="to be approved", now=now
-    )
+    stage.registry.set_alias(LINE, "staging", version.version, actor=stage.author, reason="to be approved", now=now)
     approvals.request(
         stage.registry.store, version, actor=stage.author, policy=stage.policy.model_dump(), hours=stage.policy.approval_hours,
         now=now, reason="the gate released it",

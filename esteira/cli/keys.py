@@ -7,18 +7,16 @@ import click
 from esteira.cli import emit, say
 
 if TYPE_CHECKING:
-    from esteira.access import Actor
     from esteira.settings import Settings
     from esteira.store import Store
 
 
-def _open() -> "tuple[Settings, Store, Actor]":
-    from esteira import access
+def _open() -> "tuple[Settings, Store]":
     from esteira.settings import load_settings
     from esteira.store import Store
 
     settings = load_settings()
-    return settings, Store.open(settings.database_url, settings.tenant), access.who(settings)
+    return settings, Store.open(settings.database_url, settings.tenant)
 
 
 @click.group()
@@ -45,20 +43,16 @@ def add(name: str, role: str, as_json: bool) -> None:
     Example:
       esteira keys add bob --role approver
     """
-    from datetime import UTC, datetime
-
     from esteira import access
 
-    settings, store, actor = _open()
-    now = datetime.now(UTC)
-    access.require(actor, "keys", line=access.EVERY_LINE, store=store, now=now)
-    key = access.add(settings.home, name, role, now=now)
-    access.note(store, actor, "added", name, role, now=now)
-    if as_json:
-        emit({"name": name, "role": role, "key": key})
-        return
-    click.echo(key)
-    say(f"{name} ({role}) sets ESTEIRA_KEY to it; it is shown only now")
+    settings, store = _open()
+
+    def show(key: str) -> None:
+        emit({"name": name, "role": role, "key": key}) if as_json else click.echo(key)
+
+    access.give(settings, name, role, store=store, show=show)
+    if not as_json:
+        say(f"{name} ({role}) sets ESTEIRA_KEY to it; it is shown only now")
 
 
 @keys.command()
@@ -73,7 +67,9 @@ def ls(as_json: bool) -> None:
     from esteira import access
     from esteira.settings import load_settings
 
-    found = [key.public() for key in access.listed(load_settings().home)]
+    settings = load_settings()
+    access.reader(settings, line=access.EVERY_LINE)
+    found = [key.public() for key in access.listed(settings.home)]
     if as_json:
         emit({"keys": found})
     elif not found:
@@ -95,13 +91,8 @@ def revoke(name: str, as_json: bool) -> None:
     Example:
       esteira keys revoke bob
     """
-    from datetime import UTC, datetime
-
     from esteira import access
 
-    settings, store, actor = _open()
-    now = datetime.now(UTC)
-    access.require(actor, "keys", line=access.EVERY_LINE, store=store, now=now)
-    key = access.revoke(settings.home, name, now=now)
-    access.note(store, actor, "revoked", name, key.role, now=now)
+    settings, store = _open()
+    key = access.take(settings, name, store=store)
     emit(key.public()) if as_json else say(f"{name}'s key opens nothing any more")

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from esteira.store import Store
 
 
-def _open() -> "Store":
+def _open(line: str | None = None) -> "Store":
+    """The store, for who may read it."""
+    from esteira import access
     from esteira.settings import load_settings
     from esteira.store import Store
 
     settings = load_settings()
-    return Store.open(settings.database_url, settings.tenant)
+    store = Store.open(settings.database_url, settings.tenant)
+    access.reader(settings, line=line or access.EVERY_LINE, store=store)
+    return store
+
+
+def _shown(text: str) -> str:
+    """A text that cannot make lines of its own, whatever somebody called themselves."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 @click.group()
@@ -44,13 +53,17 @@ def log(line: str | None, limit: int, as_json: bool) -> None:
     """
     from esteira import ledger as record
 
-    entries = record.log(_open(), line=line, limit=limit)
+    entries = record.log(_open(line), line=line, limit=limit)
     if as_json:
         emit({"entries": [entry.to_dict() for entry in entries]})
         return
     for entry in entries:
+        # Only the name of a key proves who it was.
+        evidence: Any = entry.evidence
+        free = isinstance(evidence, dict) and evidence.get("keyed") is False
         say(
-            f"{entry.seq:>5}  {entry.at}  {entry.kind:<16} {entry.line} v{entry.version or '-'}  by {entry.actor}  {entry.hash[:12]}"
+            f"{entry.seq:>5}  {entry.at}  {_shown(entry.kind):<16} {_shown(entry.line)} v{entry.version or '-'}"
+            f"  by {_shown(entry.actor)}{' (no key)' if free else ''}  {entry.hash[:12]}"
         )
 
 
@@ -77,7 +90,10 @@ def at(time: str, line: str | None, as_json: bool) -> None:
     if line is not None:
         Line.parse(line)
     asked = record.moment(time, now)
-    serving = record.at(_open(), asked, line)
+    store = _open(line)
+    if time.strip().lower() == "now":
+        asked = now = record.latest(store, now)
+    serving = record.at(store, asked, line)
     told = asked.replace(microsecond=0) if asked.microsecond == 999_999 else asked
     document: dict[str, Any] = {"at": told.isoformat().replace("+00:00", "Z")}
     if told > now:
@@ -118,7 +134,7 @@ def export(out: str, as_json: bool) -> None:
 def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
     """Verify the ledger and print its length and last hash, to be kept where whoever writes the store cannot reach.
 
-    Nothing is written unless --out or --git-note says where. A file holds a line an anchor; the ledger must hold to the former ones.
+    Nothing is written unless --out or --git-note says where. The ledger must hold to the anchors that are there already.
 
     \b
     Example:
@@ -130,7 +146,12 @@ def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
     from esteira import ledger as record
 
     store, now = _open(), datetime.now(UTC)
-    made = record.add_anchor(store, Path(out), now=now) if out else record.anchor(store, now=now)
+    former = record.read_notes(Path.cwd(), tenant=store.tenant) if git_note else []
+    made = (
+        record.add_anchor(store, Path(out), now=now, former=former)
+        if out
+        else record.anchor(store, now=now, former=former)
+    )
     commit = record.add_note(made, Path.cwd()) if git_note else None
     if as_json:
         emit({**vars(made), "out": out, "git_note": commit})
@@ -139,7 +160,7 @@ def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
     if out:
         say(f"  kept in {out}")
     if commit:
-        say(f"  kept as a git note of {commit[:12]} (git notes --ref={record.NOTES} show)")
+        say(f"  kept as a git note of {commit[:12]} (esteira ledger verify --git-notes)")
 
 
 @ledger.command()
@@ -151,26 +172,36 @@ def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Anchors that the chain must still reach, a file or - for standard input; repeatable.",
 )
+@click.option("--git-notes", is_flag=True, help="And all anchors in the git notes of the repository here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify(file: str | None, anchors: tuple[str, ...], as_json: bool) -> int:
-    """Check every hash; exits 1 at the first break and names the entry.
+def verify(file: str | None, anchors: tuple[str, ...], git_notes: bool, as_json: bool) -> int:
+    """Check every hash, and that aliases and approvals are as the ledger says; exits 1 at the first break and names the entry.
 
     \b
     Example:
       esteira ledger verify
       esteira ledger verify --file ledger.jsonl
-      git notes --ref=esteira-ledger show | esteira ledger verify --anchor -
+      esteira ledger verify --git-notes
     """
     from esteira import ledger as record
 
     store = _open()
     kept: list[record.Anchor] = []
     for name in anchors:
-        if name == "-":
-            text = sys.stdin.read()
-            kept += record.read_anchors(text, tenant=store.tenant, where="standard input")
-        else:
-            kept += record.load_anchors(Path(name), tenant=store.tenant)
+        where = "standard input" if name == "-" else name
+        found = (
+            record.read_anchors(sys.stdin.read(), tenant=store.tenant, where=where)
+            if name == "-"
+            else record.load_anchors(Path(name), tenant=store.tenant)
+        )
+        if not found:
+            raise record.no_anchor(where)
+        kept += found
+    if git_notes:
+        found = record.read_notes(Path.cwd(), tenant=store.tenant)
+        if not found:
+            raise record.no_anchor(f"refs/notes/{record.NOTES}")
+        kept += found
     verdict = record.verify(store, file=Path(file) if file else None, anchors=kept)
     if as_json:
         emit(

@@ -1,6 +1,5 @@
 """`esteira release`: what versions there are, who let which of them go, and the record of it."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,14 +11,19 @@ if TYPE_CHECKING:
     from esteira.access import Actor
     from esteira.registry import Registry
     from esteira.settings import Settings
-    from esteira.store.records import Approval
+    from esteira.store.records import Approval, Version
 
 
 class _Here(NamedTuple):
     settings: "Settings"
     registry: "Registry"
-    actor: "Actor"
-    now: datetime
+
+    @property
+    def actor(self) -> "Actor":
+        """Who decides. Reading asks less: see `_here`."""
+        from esteira import access
+
+        return access.who(self.settings)
 
 
 def _here(line: str | None = None) -> _Here:
@@ -31,7 +35,9 @@ def _here(line: str | None = None) -> _Here:
     if line is not None:
         Line.parse(line)
     settings = load_settings()
-    return _Here(settings, Registry(settings), access.who(settings), datetime.now(UTC))
+    registry = Registry(settings)
+    access.reader(settings, line=line or access.EVERY_LINE, store=lambda: registry.store)
+    return _Here(settings, registry)
 
 
 _reason = click.option("--reason", required=True, help="Why, for who reads the ledger.")
@@ -83,12 +89,12 @@ def ls(
     """
     here = _here(line)
     if identity is not None:
-        model = here.registry.model(identity, now=here.now)
+        model = here.registry.model(identity)
         emit(model) if as_json else say("\n".join(f"{name:<14} {value}" for name, value in model.items()))
         return
     page = here.registry.find(
         line=line, family=family, state=state, alias=alias, model_type=model_type, framework=framework, limit=limit,
-        offset=offset, now=here.now,
+        offset=offset,
     )  # fmt: skip
     asked = _asked(here, line)
     models = [{**model, "approval": _told(asked.get((model["line"], model["version"])))} for model in page.models]
@@ -175,8 +181,8 @@ def stage(line: str, version: int | None, reason: str, as_json: bool) -> None:
             )  # fmt: skip
         number = candidate.version
     staged = put(
-        here.registry, line, number, settings=here.settings, actor=here.actor, policy=policy_of(line, here.settings),
-        reason=reason, now=here.now,
+        here.registry, line, number, settings=here.settings, actor=here.actor, policy=policy_of(line),
+        reason=reason,
     )  # fmt: skip
     if as_json:
         approval = _told(staged.approval)
@@ -203,6 +209,7 @@ def stage(line: str, version: int | None, reason: str, as_json: bool) -> None:
 def approve(line: str, version: int | None, reason: str, as_json: bool) -> None:
     """Let VERSION (by default the newest that was asked for) go to production, within the hours its line allows.
 
+    It says first on what terms: how the version is to be released, and what its rehearsal showed (`release show` has all of it).
     It takes the key of an approver or an admin who is not the one that registered the version.
 
     \b
@@ -212,7 +219,10 @@ def approve(line: str, version: int | None, reason: str, as_json: bool) -> None:
     from esteira.release import approvals
 
     here = _here(line)
-    given = approvals.approve(here.registry, line, version, actor=here.actor, reason=reason, now=here.now)
+    wanted, asked = approvals.waiting(here.registry, line, version)
+    for told in _terms(here, wanted, asked):
+        say(told)
+    given = approvals.approve(here.registry, line, wanted.version, actor=here.actor, reason=reason)
     if as_json:
         emit(given.to_dict())
         return
@@ -223,6 +233,27 @@ def approve(line: str, version: int | None, reason: str, as_json: bool) -> None:
         f"rollout start {line} --version {given.version}" if staged else f"release promote {line} {given.version}"
     )
     say(f"  next: esteira {following} --reason TEXT")
+
+
+def _terms(here: _Here, version: "Version", asked: "Approval") -> list[str]:
+    """What who approves agrees to: whoever asked may have said it."""
+    from esteira.release import approvals
+
+    with here.registry.store.read() as connection:
+        last = approvals.rehearsed(here.registry.store, version, connection)
+    policy = asked.policy
+    shown = "none"
+    if last is not None:
+        said = last["evidence"]
+        shown = f"{said.get('verdict')}: {said.get('summary') or 'no summary'}; ledger entry {last['seq']}"
+    elif policy.get("rehearse") is False:
+        shown = "none; the request says rehearse: false"
+    return [
+        f"{version.line} version {version.version}, bundle {version.bundle_id[:12]}, asked for by {asked.requested_by}",
+        f"  policy     {policy.get('approval_mode')}, {policy.get('rollout')} by {policy.get('rollout_policy')},"
+        f" {asked.hours:g} hours, at least {policy.get('min_samples')} rows",
+        f"  rehearsal  {shown}",
+    ]
 
 
 @release.command()
@@ -240,7 +271,7 @@ def withdraw(line: str, version: int, reason: str, as_json: bool) -> None:
     from esteira.release import approvals
 
     here = _here(line)
-    left = approvals.withdraw(here.registry, line, version, actor=here.actor, reason=reason, now=here.now)
+    left = approvals.withdraw(here.registry, line, version, actor=here.actor, reason=reason)
     emit(left.to_dict()) if as_json else say(f"{line}: the approval of version {version} is void")
 
 
@@ -263,7 +294,7 @@ def promote(line: str, version: int | None, reason: str, override: str | None, a
     number = _staged(here, line) if version is None else version
     evidence = _evidence(here, line, number, override)
     before = here.registry.resolve(line)
-    moved = here.registry.promote(line, number, actor=here.actor, reason=reason, evidence=evidence, now=here.now)
+    moved = here.registry.promote(line, number, actor=here.actor, reason=reason, evidence=evidence)
     former = None if before is None or before.version == number else before.version
     if as_json:
         emit({"line": line, "version": number, "bundle_id": moved.bundle_id, "state": moved.state, "previous": former})
@@ -291,19 +322,28 @@ def _evidence(here: _Here, line: str, number: int, override: str | None) -> dict
 
     if override is not None:
         return {"override": override}
-    asked = approvals.find(here.registry.store, here.registry.must(line, number))
-    policy = policy_of(line, here.settings) if asked is None else ReleasePolicy.model_validate(asked.policy)
+    store, version = here.registry.store, here.registry.must(line, number)
+    asked = approvals.find(store, version)
+    known = approvals.terms(store, version) if asked is None else ReleasePolicy.model_validate(asked.policy)
+    # What was said when it was registered holds from any folder; a params.yaml that says more since counts, too.
+    policies = [policy_of(line)] if known is None else [known] if asked is not None else [known, policy_of(line)]
+    modes = {policy.approval_mode for policy in policies}
     champion = here.registry.resolve(line)
-    if policy.rollout == "staged" and champion is not None and champion.version != number:
+    if any(policy.rollout == "staged" for policy in policies) and champion is not None and champion.version != number:
         raise Refused(
             f"{line} gives a new version its traffic by shares, but all of it was asked for at once",
             code="staged_line",
             where=line,
             cure=f"esteira rollout start {line} --version {number} --reason TEXT; or --override TEXT, by an approver",
         )
-    if asked is not None or policy.approval_mode == "required":
+    if asked is not None or "required" in modes:
         return {"approval": True}
-    return {"policy": policy.approval_mode}
+    if policies[0].rehearse:
+        from esteira.release import rehearsal
+
+        rehearsal.require(store, line, number, version.bundle_id)
+    # The registry puts in the number of the entry; null stays where the line says that it is not rehearsed.
+    return {"policy": "notify" if "notify" in modes else "automatic", "rehearsal": None}
 
 
 @release.command()
@@ -319,7 +359,7 @@ def retire(line: str, version: int, reason: str, as_json: bool) -> None:
       esteira release retire tabular 1 --reason "trained on the old price list"
     """
     here = _here(line)
-    left = here.registry.retire(line, version, actor=here.actor, reason=reason, now=here.now)
+    left = here.registry.retire(line, version, actor=here.actor, reason=reason)
     if as_json:
         archived = None if left.archived_at is None else left.archived_at.isoformat()
         emit({"line": line, "version": version, "state": left.state, "archived_at": archived})

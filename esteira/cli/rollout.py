@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, fail, say
 
 
 @click.group()
@@ -65,6 +65,15 @@ def status(line: str, as_json: bool) -> None:
     Example:
       esteira rollout status tabular --json
     """
+    import contextlib
+
+    from esteira import access
+    from esteira.errors import OutsideError
+    from esteira.settings import load_settings
+
+    # Whether the store knows the key, too, cannot be asked while it is away; how a rollout stands must be seen then.
+    with contextlib.suppress(OutsideError):
+        access.reader(load_settings(), line=line)
     _show(line, as_json)
 
 
@@ -98,7 +107,7 @@ def resume(line: str, reason: str, as_json: bool) -> None:
 
 @rollout.command()
 @_common()
-def promote(line: str, reason: str, as_json: bool) -> None:
+def promote(line: str, reason: str, as_json: bool) -> int:
     """Make the candidate the champion now, without the stages that are left.
 
     \b
@@ -107,13 +116,15 @@ def promote(line: str, reason: str, as_json: bool) -> None:
     """
     from esteira.rollout import control
 
-    _do(control.promote, line, as_json, reason=reason)
+    return _do(control.promote, line, as_json, reason=reason)
 
 
 @rollout.command()
 @_common()
-def rollback(line: str, reason: str, as_json: bool) -> None:
+def rollback(line: str, reason: str, as_json: bool) -> int:
     """Take all traffic from the candidate and end the rollout. The champion stays; `esteira rollback` moves that back too.
+
+    The exit code is 2 where the traffic could not be taken away, or the ledger could not be told: every look tries again.
 
     \b
     Example:
@@ -121,7 +132,7 @@ def rollback(line: str, reason: str, as_json: bool) -> None:
     """
     from esteira.rollout import control
 
-    _do(control.rollback, line, as_json, reason=reason)
+    return _do(control.rollback, line, as_json, reason=reason)
 
 
 @rollout.command()
@@ -142,15 +153,24 @@ def tick(line: str, as_json: bool) -> None:
     _show(line, as_json, done=None if decision is None else decision.action)
 
 
-def _do(action: Callable[..., Any], line: str, as_json: bool, **told: Any) -> None:
+def _do(action: Callable[..., Any], line: str, as_json: bool, **told: Any) -> int:
+    """Do it, show how it stands, and give the exit code: 2 where it could not be carried out."""
     from datetime import UTC, datetime
 
     from esteira import access
+    from esteira.rollout import control
     from esteira.settings import load_settings
 
     settings = load_settings()
-    action(line, settings=settings, now=datetime.now(UTC), actor=access.who(settings), **told)
-    _show(line, as_json)
+    state = action(line, settings=settings, now=datetime.now(UTC), actor=access.who(settings), **told)
+    error = control.undone(state, line)
+    if as_json:
+        _show(line, as_json, **({} if error is None else {"error": error}))
+    else:
+        _show(line, as_json)
+        if error is not None:
+            fail(error, as_json=False)
+    return 0 if error is None else 2
 
 
 def _show(line: str, as_json: bool, **more: Any) -> None:

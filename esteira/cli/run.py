@@ -40,7 +40,8 @@ def run(
 ) -> int:
     """Run the whole DAG for LINE here: ingest, validate, featurize, train, evaluate, register, deploy.
 
-    A step of which nothing changed (parameters, data, code, packages) is reused, and says so.
+    A step of which nothing changed (parameters, data, code, packages) is reused, and says so. Deploy runs a new version in
+    staging before it serves anybody (deploy.rehearse=false leaves that out, and the record says so).
 
     \b
     Example:
@@ -48,9 +49,10 @@ def run(
       esteira run tabular --fresh
       esteira run tabular --source customers.csv --target churned --set train.trials=20
     """
+    from esteira.project import read_project
     from esteira.settings import load_settings
     from pipelines import local
-    from pipelines.plan import decide, parse_settings, read_project
+    from pipelines.plan import decide, parse_settings
 
     config = load_settings()
     sections = parse_settings(settings)

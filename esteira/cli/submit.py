@@ -53,11 +53,12 @@ def submit(
       esteira submit tabular --unschedule
     """
     from esteira.errors import ConfigError
+    from esteira.project import read_project
     from esteira.settings import load_settings
     from pipelines import ir_check
     from pipelines.compile import defaults, pipeline_name, write
     from pipelines.kubeflow import Kubeflow
-    from pipelines.plan import decide, parse_settings, read_project
+    from pipelines.plan import decide, parse_settings
     from pipelines.resources import read_resources
     from pipelines.submit import check_source, cron_of
 

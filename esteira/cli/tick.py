@@ -11,6 +11,8 @@ from esteira.cli import emit, say
 if TYPE_CHECKING:
     from esteira.settings import Settings
 
+_TIDY_SECONDS = 3600.0
+
 _log = logging.getLogger("esteira.tick")
 
 
@@ -23,7 +25,8 @@ _log = logging.getLogger("esteira.tick")
 def tick(every: float | None, as_json: bool) -> int:
     """Look at the rollouts of all lines and do what their policies say; from cron, or as a loop of its own.
 
-    Safe to kill and to start again. A second one beside it is refused.
+    Safe to kill and to start again. A second one beside it is refused. One look ends with the highest exit code of its lines' errors;
+    a line that somebody else changes at this moment is no error.
 
     \b
     Example:
@@ -40,20 +43,29 @@ def tick(every: float | None, as_json: bool) -> int:
     with locks.hold(settings.home, "tick", what="looking at the rollouts"):
         if every is None:
             found = looks(settings)
+            _tidy(settings)
             _tell(found, as_json)
-            return 1 if any("error" in one for one in found) else 0
+            return max((one["exit_code"] for one in found if "error" in one), default=0)
         stops = (signal.SIGINT, signal.SIGTERM)
         with interruptible("stopping after this look", numbers=stops) as stopped:
+            tidied = -_TIDY_SECONDS
             while not stopped():
                 began = time.monotonic()
                 _tell(looks(settings), as_json)
+                if began - tidied >= _TIDY_SECONDS:
+                    _tidy(settings)
+                    tidied = began
                 while not stopped() and time.monotonic() - began < every:
                     time.sleep(min(0.2, every))
     return 0
 
 
 def looks(settings: "Settings") -> list[dict[str, Any]]:
-    """One look at each line that has a rollout. A line whose look fails is told with its error; the others go on."""
+    """One look at each line that has a rollout. A line whose look fails is told with its error; the others go on.
+
+    Returns:
+        Of each line what was decided, or `error` with its `exit_code`, or `skipped`: who has it in hand at this moment.
+    """
     from datetime import UTC, datetime
 
     from esteira.errors import EsteiraError
@@ -70,14 +82,16 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
         try:
             decision = engine.tick(line, settings=settings, now=datetime.now(UTC), registry=registry)
         except EsteiraError as error:
-            found.append({"line": line, "error": error.to_dict()})
+            if error.code == "locked":
+                found.append({"line": line, "skipped": error.message})
+            else:
+                found.append({"line": line, "error": error.to_dict(), "exit_code": error.exit_code})
             continue
         except Exception as error:  # noqa: BLE001 - a fault in one line's look must not stop the others'
             _log.exception("the look at %s failed", line)
             letter = {"code": "internal", "message": f"{type(error).__name__}: {str(error)[:300]}", "where": line}
-            found.append(
-                {"line": line, "error": {**letter, "cure": "a fault of ours; esteira rollout tick LINE --debug"}}
-            )
+            cure = "a fault of ours; esteira rollout tick LINE --debug"
+            found.append({"line": line, "error": {**letter, "cure": cure}, "exit_code": 2})
             continue
         if decision is not None:
             state = decision.state
@@ -95,6 +109,24 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     return found
 
 
+def _tidy(settings: "Settings") -> None:
+    """Forget answers that no truth may come for any more, of rollouts that ended too; no look waits for it."""
+    from datetime import UTC, datetime
+
+    from esteira.errors import EsteiraError
+    from esteira.rollout import files
+
+    if not files.lines(settings.home):
+        return
+    from esteira.store import Store
+    from esteira.store.rollouts import KEPT, Rollouts
+
+    try:
+        Rollouts(Store.open(settings.database_url, settings.tenant)).prune(datetime.now(UTC) - KEPT)
+    except EsteiraError as error:
+        _log.warning("old answers are kept until the next time: %s", error.message)
+
+
 def _tell(found: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         emit({"lines": found})
@@ -102,6 +134,8 @@ def _tell(found: list[dict[str, Any]], as_json: bool) -> None:
     for one in found:
         if "error" in one:
             say(click.style("error: ", fg="red", bold=True) + f"{one['line']}: {one['error']['message']}")
+        elif "skipped" in one:
+            say(f"{one['line']}: not looked at: {one['skipped']}")
         else:
             alert = f"; alert: {one['alert']}" if one["alert"] else ""
             say(f"{one['line']}: {one['action']}, {one['status']} at {one['percent']:g} %: {one['reason']}{alert}")

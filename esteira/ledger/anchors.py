@@ -76,14 +76,7 @@ def read_anchors(text: str, *, tenant: str, where: str) -> list[Anchor]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        one = _read(line)
-        if one is None:
-            raise Refused(
-                f"an anchor is a line of JSON with at, count, hash and tenant, but line {number} is none",
-                code="bad_anchor",
-                where=f"{where}, line {number}",
-                cure="give a file that `esteira ledger anchor --out FILE` wrote, as it was",
-            )
+        one = _must_read(line, where=where, number=number)
         if one.tenant != tenant:
             raise Refused(
                 f"an anchor is held against its own tenant's ledger, but this is {one.tenant[:64]}'s and that {tenant}'s",
@@ -95,6 +88,18 @@ def read_anchors(text: str, *, tenant: str, where: str) -> list[Anchor]:
     return found
 
 
+def _must_read(line: str, *, where: str, number: int) -> Anchor:
+    one = _read(line)
+    if one is None:
+        raise Refused(
+            f"an anchor is a line of JSON with at, count, hash and tenant, but line {number} is none",
+            code="bad_anchor",
+            where=f"{where}, line {number}",
+            cure="give what `esteira ledger anchor` wrote, as it was",
+        )
+    return one
+
+
 def _read(line: str) -> Anchor | None:
     try:
         said = parse(line)["anchor"]
@@ -104,6 +109,16 @@ def _read(line: str) -> Anchor | None:
     texts = (one.at, one.hash, one.tenant)
     fits = type(one.count) is int and one.count >= 0 and all(isinstance(text, str) for text in texts)
     return one if fits and len(one.hash) == 64 else None
+
+
+def no_anchor(where: str) -> Refused:
+    """What was named to verify against holds no anchor, so nothing could be found missing."""
+    return Refused(
+        "a ledger is held against at least one anchor of its tenant, but there is none",
+        code="no_anchor",
+        where=where,
+        cure="esteira ledger anchor --out FILE or --git-note makes one; where there were some, they are gone",
+    )
 
 
 def load_anchors(file: Path, *, tenant: str) -> list[Anchor]:
@@ -125,18 +140,37 @@ def load_anchors(file: Path, *, tenant: str) -> list[Anchor]:
     return read_anchors(text, tenant=tenant, where=file.name)
 
 
-def add_anchor(store: "Store", file: Path, *, now: datetime) -> Anchor:
+def add_anchor(store: "Store", file: Path, *, now: datetime, former: Iterable[Anchor] = ()) -> Anchor:
     """Anchor the head in a file, below those that it holds; the ledger must hold to them. The file is whole or as it was.
+
+    Args:
+        former: anchors of elsewhere that it must hold to as well.
 
     Raises:
         Refused: code `broken_ledger`; or the file holds anything else than anchors.
         OutsideError: it cannot be written.
     """
-    former = load_anchors(file, tenant=store.tenant) if file.exists() else []
-    made = anchor(store, now=now, former=former)
-    text = "".join(f"{one.to_line()}\n" for one in [*former, made])
+    kept = load_anchors(file, tenant=store.tenant) if file.exists() else []
+    made = anchor(store, now=now, former=[*former, *kept])
+    text = "".join(f"{one.to_line()}\n" for one in [*kept, made])
     outputs.write(file.parent, {file.name: text.encode("utf-8")})
     return made
+
+
+def read_notes(folder: Path, *, tenant: str) -> list[Anchor]:
+    """Anchors of all git notes of the repository around a folder, at whatever commit; another tenant's are left out.
+
+    Raises:
+        OutsideError: there is no git or no repository, or git refused.
+        Refused: a note holds anything else (code `bad_anchor`).
+    """
+    found = []
+    for line in _git(folder, "notes", f"--ref={NOTES}", "list").splitlines():
+        blob, commit = line.split()
+        for number, text in enumerate(_git(folder, "cat-file", "blob", blob).splitlines(), start=1):
+            if text.strip():
+                found.append(_must_read(text, where=f"the note of {commit[:12]}", number=number))
+    return [one for one in found if one.tenant == tenant]
 
 
 def add_note(made: Anchor, folder: Path) -> str:
@@ -167,7 +201,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _no_note(said: str) -> OutsideError:
     return OutsideError(
-        f"an anchor can be written as a git note, but git said: {said}",
+        f"anchors can be kept as git notes, but git said: {said}",
         code="git_note",
         where=f"refs/notes/{NOTES}",
         cure="run it in a repository that has a commit and a user.name, or anchor with --out FILE",

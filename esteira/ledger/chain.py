@@ -90,7 +90,9 @@ def append(
 
     Args:
         evidence: JSON values that show why; NaN becomes null, a password in an address `***`.
-        now: when it happened, aware; the present by default. The chain's order is that of appending, whatever the clock did.
+        now: when it happened, aware; the present by default. The chain's order is that of appending, and no entry is earlier
+            than the one before it: where a clock went back, the entry has the time of that one, and its evidence says as
+            `told_at` what it was told.
         connection: a write transaction of the store to append within, so that a move and its entry are kept together.
     """
     from esteira.store.database import plain
@@ -110,10 +112,13 @@ def append(
             )
             crash.point("ledger.before_commit")
         return entry
-    last, prev = store.ledger_head(connection) or (0, GENESIS)
+    last, prev, latest = store.ledger_head(connection) or (0, GENESIS, "")
+    at = stamp(datetime.now(UTC) if now is None else now)
+    if at < latest:
+        at, evidence = latest, {**evidence, "told_at": at}
     body: dict[str, Any] = {
         "seq": last + 1,
-        "at": stamp(datetime.now(UTC) if now is None else now),
+        "at": at,
         "tenant": store.tenant,
         "kind": kind,
         "line": line,

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from esteira.errors import SourceError
 from esteira.ledger.chain import BODY, GENESIS, canonical, encode, entry_hash, of_row, parse
+from esteira.ledger.pointers import astray
 
 if TYPE_CHECKING:
     from esteira.ledger.anchors import Anchor
@@ -55,19 +56,22 @@ _Link = Callable[[Any, int, str], str]
 def verify(store: "Store", file: Path | None = None, anchors: Sequence["Anchor"] = ()) -> Verdict:
     """Check every link of the store's ledger or, when given, of an exported file, and that file against the store.
 
+    Of the store it checks too that aliases and open approvals are what its ledger says last (`esteira.ledger.pointers`).
+
     A file may be older than the store: then the store must still hold its head at that number. A malformed line is a
     break like any other. One pass; memory does not grow with the number of entries.
 
     Args:
-        anchors: heads that were kept elsewhere. The chain must reach each of them and have its hash there: this finds an end
-            that was cut off, and a history that was written anew as a whole.
+        anchors: heads that were kept elsewhere, in any order. The chain must reach each of them and have its hash there: this finds
+            an end that was cut off, and a history that was written anew as a whole.
 
     Raises:
         SourceError: the file is missing or cannot be read.
     """
     if file is None:
         verdict = _walk(store.ledger_tuples(*_COLUMNS), _of_rows(store.tenant), anchors)
-        return _reaches(verdict, anchors)
+        verdict = _reaches(verdict, anchors)
+        return _pointed(verdict, store) if verdict.ok else verdict
     try:
         stream = file.open("rb")
     except OSError as error:
@@ -92,21 +96,36 @@ def verify(store: "Store", file: Path | None = None, anchors: Sequence["Anchor"]
 
 def _walk(lines: Iterable[Any], link: _Link, anchors: Sequence["Anchor"]) -> Verdict:
     """Follow a chain from its beginning to its end or its first break."""
-    wanted = {one.count: one for one in anchors}
+    # Every one of them counts: an anchor that was forged later stands beside the genuine one, and does not replace it.
+    wanted: dict[int, list[Anchor]] = {}
+    for one in anchors:
+        wanted.setdefault(one.count, []).append(one)
     count, prev = 0, GENESIS
     try:
+        _hold(wanted.get(0, ()), GENESIS)
         for line in lines:
             found = link(line, count + 1, prev)
-            if count + 1 in wanted and wanted[count + 1].hash != found:
-                one = wanted[count + 1]
-                raise _Break(
-                    f"entry {one.count} was anchored at {one.at} with hash {one.hash[:12]}, but it has {found[:12]}:"
-                    " the chain was written anew, here or before"
-                )
+            _hold(wanted.get(count + 1, ()), found)
             count, prev = count + 1, found
     except _Break as broken:
         return Verdict(False, count, count + 1, str(broken), prev)
     return Verdict(True, count, head=prev)
+
+
+def _hold(anchors: Sequence["Anchor"], found: str) -> None:
+    """Refuse a hash that is not the one of all anchors there."""
+    for one in anchors:
+        if one.hash != found:
+            raise _Break(
+                f"entry {one.count} was anchored at {one.at} with hash {one.hash[:12]}, but it has {found[:12]}:"
+                " the chain was written anew, here or before, or the anchor is forged"
+            )
+
+
+def _pointed(verdict: Verdict, store: "Store") -> Verdict:
+    """A chain that holds, against what the store says is so now."""
+    found = astray(store)
+    return verdict if found is None else _broken(verdict, found.reason, at=min(found.seq, verdict.entries + 1))
 
 
 def _reaches(verdict: Verdict, anchors: Sequence["Anchor"]) -> Verdict:

@@ -4,6 +4,7 @@ Two things move traffic: a move of the alias `champion`, which gives its version
 share of every version that takes any. Each says all of a line's shares, so the last one that happened by then answers.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Any
 
 from esteira.errors import ConfigError, Refused
-from esteira.ledger.chain import parse, stamp
+from esteira.ledger.chain import log, parse, stamp
 
 if TYPE_CHECKING:
     from esteira.store import Store
@@ -61,8 +62,8 @@ class Change:
 def at(store: "Store", time: datetime, line: str | None = None) -> list[Serving]:
     """What took traffic at a time, by line and then by share; nothing before the first release. One pass over the ledger.
 
-    What an entry says counts from its own time on. Where a clock went back between two entries, the later one of the chain wins
-    from its time on. The chain is read, not verified.
+    What an entry says counts from its own time on, which is never before that of the entry before it. The chain is read, not
+    verified.
 
     Args:
         time: aware.
@@ -133,6 +134,14 @@ def _change(row: Any) -> Change | None:
         ) from error
     taking = tuple(sorted((one for one in shares if one.share > 0), key=lambda one: (-one.share, one.version)))
     return Change(int(seq), when, kind, line, version, actor, action, reason, test, digest, taking)
+
+
+def latest(store: "Store", now: datetime) -> datetime:
+    """The present of a ledger: now, or the time of its last entry where a clock that is ahead of this one wrote that."""
+    for entry in log(store, limit=1):
+        with contextlib.suppress(ValueError):
+            return max(now, datetime.fromisoformat(entry.at))
+    return now
 
 
 def moment(text: str, now: datetime) -> datetime:

@@ -51,16 +51,17 @@ def model_id(tenant: str, line: str, version: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{tenant}\0{line}\0{version}"))
 
 
-def public(
-    version: Version, *, tenant: str, aliases: Mapping[str, int], now: datetime, whole: bool = False
-) -> dict[str, Any]:
+SCORES = ("accuracy", "precision", "recall", "f1")
+"""Metrics that have a word of their own, `accuracy_score` and so on, to four digits (K-05)."""
+
+
+def public(version: Version, *, tenant: str, aliases: Mapping[str, int], now: datetime) -> dict[str, Any]:
     """A version without the address of its artefact.
 
     Args:
         aliases: of its line.
-        whole: with what was asked of its training.
     """
-    document: dict[str, Any] = {
+    return {
         "id": model_id(tenant, version.line, version.version),
         "line": version.line,
         "family": Line.parse(version.line).family,
@@ -73,6 +74,7 @@ def public(
         "words": {system: lifecycle.word(system, version.state) for system in lifecycle.WORDS},
         "aliases": sorted(alias for alias, number in aliases.items() if number == version.version),
         "metrics": version.metrics,
+        **{f"{name}_score": _score(version.metrics.get(name)) for name in SCORES},
         "data_hash": version.data_hash,
         "code_revision": version.code_revision,
         "run_id": version.run_id,
@@ -82,7 +84,31 @@ def public(
         "archived_at": None if version.archived_at is None else version.archived_at.isoformat(),
         "age_seconds": max(0, round((now - version.created_at).total_seconds())),
     }
-    return {**document, "params": version.params} if whole else document
+
+
+def more(version: Version, registered: Mapping[str, Any], training_seconds: float | None) -> dict[str, Any]:
+    """What the whole record of a version has besides `public` (K-05): null is what was not recorded of it.
+
+    Args:
+        registered: evidence of its registration.
+        training_seconds: of its run's step train; None where it did not train, or nobody timed it.
+    """
+    primary = registered.get("primary")
+    return {
+        "params": version.params,
+        "primary_score": None if not primary else {"metric": primary, "value": _number(version.metrics.get(primary))},
+        "model_size": registered.get("size_bytes"),
+        "training_time": None if training_seconds is None else round(training_seconds),
+    }
+
+
+def _score(value: Any) -> float | None:
+    number = _number(value)
+    return None if number is None else round(number, 4)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def states(text: str | None) -> frozenset[str] | None:
@@ -138,7 +164,7 @@ def window_of(manifest: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def record_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a registration writes down of a bundle besides where it came from (H-34): the version of its features, and their window."""
+    """What a registration writes down of a bundle besides where it came from: its features' version and window (H-34), its bytes."""
     from hashlib import sha256
 
     from esteira.ledger import canonical
@@ -146,4 +172,6 @@ def record_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     schema = manifest.get("schema")
     version = schema.get("version", 1) if isinstance(schema, Mapping) else None
     told = None if schema is None else {"version": version, "sha256": sha256(canonical(schema)).hexdigest()}
-    return {"schema": told, "data_window": window_of(manifest)}
+    files = manifest.get("files")
+    size = sum(file["size"] for file in files.values()) if isinstance(files, Mapping) else None
+    return {"schema": told, "data_window": window_of(manifest), "size_bytes": size}

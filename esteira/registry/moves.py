@@ -12,6 +12,9 @@ Basis = Literal["approval", "test_id", "override", "policy"]
 BASES: tuple[Basis, ...] = ("override", "test_id", "approval", "policy")
 """On what a promotion stands (H-35): a person who overrides, a rollout that was approved, an approval, or a line that asks nobody."""
 
+ASKS_NOBODY = ("automatic", "notify")
+"""Words of a line's policy on which a version may be promoted without being asked for."""
+
 
 @dataclass(frozen=True)
 class RolledBack:
@@ -33,8 +36,7 @@ def basis_of(evidence: Mapping[str, Any], line: str) -> Basis:
         Refused: it names none; code `no_basis`.
     """
     for basis in BASES:
-        said = evidence.get(basis)
-        if said is True or (isinstance(said, str) and said.strip()):
+        if _counts(basis, evidence.get(basis)):
             return basis
     raise Refused(
         "a promotion stands on an approval, a rollout that was approved, or a person's override that is written down, but none"
@@ -43,6 +45,14 @@ def basis_of(evidence: Mapping[str, Any], line: str) -> Basis:
         where=line,
         cure=f"esteira release approve {line}, esteira rollout start {line}, or esteira release promote {line} --override TEXT",
     )
+
+
+def _counts(basis: Basis, said: Any) -> bool:
+    if basis == "approval":
+        return said is True
+    if basis == "policy":
+        return said in ASKS_NOBODY
+    return isinstance(said, str) and bool(said.strip())
 
 
 def former_of(champions: Iterable[int], champion: int, version_of: Callable[[int], Version | None]) -> Version | None:
@@ -112,12 +122,9 @@ def target_of(
     return wanted
 
 
-def reported(entries: Iterable[Mapping[str, Any]], version: Version) -> bool:
-    """Whether one of these `verdict` entries is a pass about exactly this version's bundle (H-35)."""
-    for entry in entries:
-        evidence = entry["evidence"]
-        if (entry["version"], entry["bundle_id"]) != (version.version, version.bundle_id):
-            continue
-        rules = evidence.get("rules")
-        return evidence.get("verdict") == "pass" and isinstance(rules, list) and bool(rules)
-    return False
+def reported(verdict: Mapping[str, Any] | None) -> bool:
+    """Whether a version's last entry `verdict` is a pass (H-35); None where it has none."""
+    if verdict is None:
+        return False
+    rules = verdict["evidence"].get("rules")
+    return verdict["evidence"].get("verdict") == "pass" and isinstance(rules, list) and bool(rules)

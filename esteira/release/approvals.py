@@ -1,7 +1,7 @@
 """Approvals: asked for when a version is staged, given by somebody else's key, bound to the very bytes, for so many hours (S-40).
 
 What stands is a row of the store; every decision is an entry of the ledger, written in the same transaction. Whoever moves a
-version into production asks `require`, and a version for which nobody ever asked needs none: its line is released otherwise.
+version into production asks `needed` and `require`: what its registration says of its line counts, from whatever folder it is asked.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,18 @@ from esteira.errors import ConfigError, Refused, SourceError
 from esteira.release.lifecycle import State
 from esteira.store.records import Approval, Version
 from esteira.store.releases import Releases
+from esteira.store.store import now as present
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from esteira.access import Actor
     from esteira.registry import Registry
+    from esteira.release.policy import ReleasePolicy
     from esteira.store import Store
+
+LONGEST_HOURS = 168.0
+"""How long an approval counts at most, whatever a line or who asks for it says (S-40: seven days)."""
 
 _OPEN = ("requested", "approved")
 
@@ -36,6 +41,29 @@ class Author:
 def find(store: "Store", version: Version, connection: "Connection | None" = None) -> Approval | None:
     """What was asked and decided about a version last, or None."""
     return Releases(store).approval(version.line, version.version, connection)
+
+
+def terms(store: "Store", version: Version, connection: "Connection | None" = None) -> "ReleasePolicy | None":
+    """How a version's line is released, as its registration says; None where it says nothing."""
+    from esteira.release.policy import ReleasePolicy
+
+    said = _registered(store, version, connection)[1].get("release")
+    return None if said is None else ReleasePolicy.model_validate(said)
+
+
+def needed(store: "Store", version: Version, connection: "Connection | None" = None) -> bool:
+    """Whether a version goes to production by an approval only: somebody asked for one, or its registration says its line wants one.
+
+    A registration that says nothing of its line leaves it to the family.
+    """
+    if find(store, version, connection) is not None:
+        return True
+    said = _registered(store, version, connection)[1].get("release")
+    if said is None:
+        from esteira.release.policy import Asked, decided
+
+        return decided(Asked(), version.line).approval_mode == "required"
+    return said.get("approval_mode") not in ("automatic", "notify")
 
 
 def standing(approval: Approval, bundle_id: str, now: datetime) -> str:
@@ -107,7 +135,7 @@ def request(
     actor: "Actor",
     policy: Mapping[str, Any],
     hours: float,
-    now: datetime,
+    now: datetime | None = None,
     reason: str = "",
     evidence: Mapping[str, Any] | None = None,
 ) -> Approval:
@@ -115,22 +143,30 @@ def request(
 
     Args:
         policy: how the line is to be released; kept, so that it is known when it is approved.
-        hours: how long an approval is to count.
+        hours: how long an approval is to count, above 0 and at most `LONGEST_HOURS`.
         evidence: what the approver should see, such as a rehearsal.
+        now: the moment; by default that of the transaction, whatever it waited for. So everywhere here.
 
     Raises:
+        ConfigError: so many hours are none; code `bad_hours`.
         Refused: the version is not on its way to production (code `illegal_move`), or code `not_allowed`.
     """
     access.require(actor, "stage", line=version.line, store=store, now=now)
+    if not 0 < hours <= LONGEST_HOURS:
+        raise ConfigError(
+            f"an approval counts for at most {LONGEST_HOURS:g} hours, but {hours:g} were asked for",
+            code="bad_hours", where=version.line, cure="set deploy.approval_hours to so many; it can be approved again",
+        )  # fmt: skip
     with store.begin() as connection:
         store.alone(connection)
+        at = now or present()
         version = store.get_version(version.line, version.version, connection) or version
         _refuse_state(version)
         found = find(store, version, connection)
         if (
             found is not None
             and found.bundle_id == version.bundle_id
-            and (found.state == "requested" or not standing(found, version.bundle_id, now))
+            and (found.state == "requested" or not standing(found, version.bundle_id, at))
         ):
             return found
         entry = ledger.append(
@@ -145,14 +181,14 @@ def request(
                 "hours": hours,
                 "policy": dict(policy),
                 "reason": reason,
-                "keyed": actor.keyed,
+                **actor.told(),
             },
-            now=now,
+            now=at,
             connection=connection,
         )
         asked = Approval(
             line=version.line, version=version.version, bundle_id=version.bundle_id, state="requested", hours=hours,
-            requested_by=actor.name, requested_at=now, policy=dict(policy), approver=None, approved_at=None, expires_at=None,
+            requested_by=actor.name, requested_at=at, policy=dict(policy), approver=None, approved_at=None, expires_at=None,
             reason=reason, ledger_seq=entry.seq,
         )  # fmt: skip
         Releases(store).put_approval(connection, asked)
@@ -161,7 +197,13 @@ def request(
 
 
 def approve(
-    registry: "Registry", line: str, version: int | None = None, *, actor: "Actor", reason: str, now: datetime
+    registry: "Registry",
+    line: str,
+    version: int | None = None,
+    *,
+    actor: "Actor",
+    reason: str,
+    now: datetime | None = None,
 ) -> Approval:
     """Let a version go to production, for the hours that its line says.
 
@@ -180,22 +222,21 @@ def approve(
     store = registry.store
     require_reason(reason, line)
     access.require(actor, "approve", line=line, store=store, now=now)
-    wanted = registry.must(line, _waiting(store, line, now) if version is None else version)
-    found = find(store, wanted)
-    if found is None or found.state not in _OPEN:
-        raise _refusal("not_requested" if found is None else f"approval_{found.state}", wanted, found)
+    wanted, _ = waiting(registry, line, version, now=now)
     author = author_of(store, wanted)
     _refuse_own(author, actor, wanted)
     _refuse_state(wanted)
     sound(registry, wanted, actor=actor, now=now)
     with store.begin() as connection:
         store.alone(connection)
+        at = now or present()
         found = find(store, wanted, connection)
         wanted = registry.must(line, wanted.version, connection)
         if found is None or found.state not in _OPEN:  # decided meanwhile
             raise _refusal("not_requested" if found is None else f"approval_{found.state}", wanted, found)
         _refuse_state(wanted)
-        expires_at = now + timedelta(hours=found.hours)
+        shown = rehearsed(store, wanted, connection)
+        expires_at = at + timedelta(hours=min(found.hours, LONGEST_HOURS))
         entry = ledger.append(
             store,
             kind="approval",
@@ -204,14 +245,15 @@ def approve(
             bundle_id=wanted.bundle_id,
             actor=actor.name,
             evidence={
-                "reason": reason, "expires_at": expires_at.isoformat(), "author": author.name, "role": actor.role,
+                "reason": reason, "expires_at": expires_at.isoformat(), "author": author.name,
                 "request": found.ledger_seq if found.state == "requested" else None, "policy": found.policy,
+                "rehearsal": None if shown is None else shown["seq"], **actor.told(),
             },
-            now=now,
+            now=at,
             connection=connection,
         )  # fmt: skip
         given = replace(
-            found, state="approved", approver=actor.name, approved_at=now, expires_at=expires_at, reason=reason,
+            found, state="approved", approver=actor.name, approved_at=at, expires_at=expires_at, reason=reason,
             ledger_seq=entry.seq,
         )  # fmt: skip
         Releases(store).put_approval(connection, given)
@@ -219,7 +261,25 @@ def approve(
     return given
 
 
-def withdraw(registry: "Registry", line: str, version: int, *, actor: "Actor", reason: str, now: datetime) -> Approval:
+def waiting(
+    registry: "Registry", line: str, version: int | None = None, *, now: datetime | None = None
+) -> tuple[Version, Approval]:
+    """What an approval would be about: the version, by default the newest that waits for one, and the terms asked for.
+
+    Raises:
+        Refused: nobody asked (code `not_requested`), or what was asked for is decided (code `approval_used`, `approval_void`).
+    """
+    store = registry.store
+    wanted = registry.must(line, _waiting(store, line, now or present()) if version is None else version)
+    found = find(store, wanted)
+    if found is None or found.state not in _OPEN:
+        raise _refusal("not_requested" if found is None else f"approval_{found.state}", wanted, found)
+    return wanted, found
+
+
+def withdraw(
+    registry: "Registry", line: str, version: int, *, actor: "Actor", reason: str, now: datetime | None = None
+) -> Approval:
     """Let a request or an approval count no more.
 
     Raises:
@@ -232,7 +292,7 @@ def withdraw(registry: "Registry", line: str, version: int, *, actor: "Actor", r
     wanted = registry.must(line, version)
     with store.begin() as connection:
         store.alone(connection)
-        done = void(store, connection, wanted, actor=actor.name, reason=reason, now=now)
+        done = void(store, connection, wanted, actor=actor, reason=reason, now=now or present())
         found = find(store, wanted, connection)
         if found is None or not done:
             raise _refusal("not_requested" if found is None else f"approval_{found.state}", wanted, found)
@@ -240,7 +300,9 @@ def withdraw(registry: "Registry", line: str, version: int, *, actor: "Actor", r
     return found
 
 
-def void(store: "Store", connection: "Connection", version: Version, *, actor: str, reason: str, now: datetime) -> bool:
+def void(
+    store: "Store", connection: "Connection", version: Version, *, actor: "Actor", reason: str, now: datetime
+) -> bool:
     """Within a transaction: let what is open about a version count no more; False when nothing was."""
     found = find(store, version, connection)
     if found is None or found.state not in _OPEN:
@@ -251,8 +313,8 @@ def void(store: "Store", connection: "Connection", version: Version, *, actor: s
         line=version.line,
         version=version.version,
         bundle_id=found.bundle_id,
-        actor=actor,
-        evidence={"reason": reason, "was": found.state},
+        actor=actor.name,
+        evidence={"reason": reason, "was": found.state, **actor.told()},
         now=now,
         connection=connection,
     )
@@ -265,19 +327,22 @@ def use(store: "Store", connection: "Connection", approval: Approval) -> None:
     Releases(store).put_approval(connection, replace(approval, state="used"))
 
 
-def require_override(store: "Store", version: Version, *, actor: "Actor", now: datetime) -> None:
-    """Refuse to go around an approval that was asked for to who could not have given it. A version nobody asked for needs none.
+def require_override(store: "Store", version: Version, *, actor: "Actor", now: datetime | None = None) -> None:
+    """Refuse to go around approval and rollout to who could not approve, whether or not somebody asked for an approval.
 
     Raises:
-        Refused: code `not_allowed`, or `own_work` for who registered it.
+        Refused: code `not_allowed`; `own_work` for who registered it; `author_unknown` where that may have been anybody.
     """
-    if find(store, version) is None:
-        return
     access.require(actor, "approve", line=version.line, store=store, now=now)
-    _refuse_own(Author(author_of(store, version).name, keyed=True), actor, version)
+    _refuse_own(author_of(store, version), actor, version)
 
 
-def sound(registry: "Registry", version: Version, *, actor: "Actor", now: datetime) -> None:
+def rehearsed(store: "Store", version: Version, connection: "Connection") -> Mapping[str, Any] | None:
+    """The entry of the last rehearsal of exactly this version's bundle, passed or held; None without one."""
+    return Releases(store).last(connection, version, "rehearsal")
+
+
+def sound(registry: "Registry", version: Version, *, actor: "Actor", now: datetime | None = None) -> None:
     """Verify the stored artefact of a version for which somebody asked; a changed one voids what was asked and given (S-40).
 
     Raises:
@@ -291,7 +356,7 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
         store = registry.store
         with store.begin() as connection:
             store.alone(connection)
-            void(store, connection, version, actor=actor.name, reason=why[:500], now=now)
+            void(store, connection, version, actor=actor, reason=why[:500], now=now or present())
             crash.point("approval.before_commit")
         raise Refused(
             f"an approval is for the bytes that were registered, but {error.message}",
@@ -303,13 +368,19 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
 
 def author_of(store: "Store", version: Version, connection: "Connection | None" = None) -> Author:
     """Who registered a version, by the ledger."""
+    name, evidence = _registered(store, version, connection)
+    return Author(name, evidence.get("keyed") is True)
+
+
+def _registered(
+    store: "Store", version: Version, connection: "Connection | None" = None
+) -> tuple[str, Mapping[str, Any]]:
+    """Who registered a version, and what the entry says besides; the row's name and nothing where there is no entry."""
     if connection is None:
         with store.read() as own:
-            return author_of(store, version, own)
-    for entry in Releases(store).entries(connection, version.line, "registration"):
-        if (entry["version"], entry["bundle_id"]) == (version.version, version.bundle_id):
-            return Author(entry["actor"], entry["evidence"].get("keyed") is True)
-    return Author(version.actor, keyed=False)
+            return _registered(store, version, own)
+    entry = Releases(store).last(connection, version, "registration")
+    return (version.actor, {}) if entry is None else (entry["actor"], entry["evidence"])
 
 
 def require_reason(reason: str, line: str) -> None:

@@ -20,7 +20,7 @@ class State(StrEnum):
 
 MOVES: Mapping[State, frozenset[State]] = {
     State.TRAINING: frozenset({State.VALIDATED, State.FAILED}),
-    # Straight to production on a line that is automatic and direct; every other one goes by staging.
+    # Straight to production on a line that asks nobody and says `rehearse: false`; every other one goes by staging.
     State.VALIDATED: frozenset({State.STAGING, State.PRODUCTION, State.RETIRED, State.ROLLED_BACK}),
     # Back to validated when another version takes its place in staging.
     State.STAGING: frozenset({State.VALIDATED, State.PRODUCTION, State.RETIRED, State.ROLLED_BACK}),

@@ -59,7 +59,7 @@ def render(record: Mapping[str, Any]) -> str:
         "<h2>What the gate saw</h2>",
         _gate(record["gate"], record["metrics"], record["baseline"]),
         "<h2>Rehearsal</h2>",
-        _rehearsal(record["rehearsal"]),
+        _rehearsal(record["rehearsal"], record["unrehearsed"]),
         "<h2>Approval</h2>",
         _approval(record["approval"]),
         *[_rollout(one) for one in record["rollouts"]],
@@ -241,9 +241,10 @@ def _rules(rules: Sequence[Mapping[str, Any]]) -> str:
     return _table(["", "rule", "value", "had to be", "n", "in words"], rows, numbers=(2, 3, 4))
 
 
-def _rehearsal(said: Mapping[str, Any] | None) -> str:
+def _rehearsal(said: Mapping[str, Any] | None, unrehearsed: str) -> str:
     if said is None:
-        return '<div class="panel"><p>There was none.</p></div>'
+        none = f"Not rehearsed: {escape(unrehearsed)}." if unrehearsed else "There was none."
+        return f'<div class="panel"><p>{none}</p></div>'
     rows = []
     for name in ("candidate", "champion"):
         one = said.get(name)
@@ -345,9 +346,9 @@ def _ledger(chain: Mapping[str, Any]) -> str:
             _time(entry["at"]),
             escape(entry["kind"].replace("_", " ")),
             escape(entry["actor"]),
-            f"<details><summary><code>{entry['hash'][:16]}</code></summary>"
+            f"<details><summary><code>{escape(entry['hash'][:16])}</code></summary>"
             f"<pre>{escape(canonical(entry).decode('utf-8'))}</pre></details>",
-            f"<code>{entry['prev'][:16]}</code>",
+            f"<code>{escape(entry['prev'][:16])}</code>",
         ]
         for entry in chain["about"]
     ]

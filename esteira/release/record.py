@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esteira import ledger
-from esteira.errors import Refused
+from esteira.errors import NotFound
 from esteira.ledger import Change, Entry
 from esteira.registry import Registry, Version
 
@@ -28,11 +28,13 @@ def record(registry: Registry, line: str, version: int | None = None) -> dict[st
 
     Returns:
         `{"line", "version", "bundle_id", "state", "aliases", "registered", "data", "code", "run", "metrics", "gate",
-        "rehearsal", "approval", "rollouts", "shares", "serving", "replaced", "replaced_by", "ledger"}`; what is not recorded is
-        null or empty. `shares` is every change from the first that gave it traffic to the one that took it, oldest first.
+        "rehearsal", "unrehearsed", "approval", "rollouts", "shares", "serving", "replaced", "replaced_by", "ledger"}`; what is not
+        recorded is null or empty. `unrehearsed` says why there was no rehearsal. `shares` is every change from the first that gave
+        it traffic to the one that took it, oldest first.
 
     Raises:
-        Refused: code `unknown_version`; or `broken_ledger`, where an entry cannot be read as what it says it is.
+        NotFound: code `unknown_version`.
+        Refused: code `broken_ledger`; an entry cannot be read as what it says it is.
     """
     known = _find(registry, line, version)
     lineage = registry.lineage(known)
@@ -57,6 +59,7 @@ def record(registry: Registry, line: str, version: int | None = None) -> dict[st
         "baseline": known.metrics.get("baseline") or {},
         "gate": _gate(own),
         "rehearsal": _rehearsal(own),
+        "unrehearsed": _unrehearsed(own, known),
         "approval": _approval(own),
         "rollouts": _rollouts(own),
         "shares": shares,
@@ -89,6 +92,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     ]
     if rehearsal is not None:
         found.append(f"  rehearsal   {rehearsal.get('summary') or rehearsal.get('verdict')}")
+    elif document["unrehearsed"]:
+        found.append(f"  rehearsal   not rehearsed: {document['unrehearsed']}")
     if approval["status"] != "none":
         found.append(f"  approval    {approval['status']} by {approval['by']}, {approval['at']}: {approval['reason']}")
     found += [
@@ -115,11 +120,10 @@ def _find(registry: Registry, line: str, version: int | None) -> Version:
         newest = registry.versions(line)
         found = registry.resolve(line) or (newest[0] if newest else None)
     else:
-        found = registry.get(line, version)
+        return registry.must(line, version)
     if found is None:
-        what = "no version yet" if version is None else f"no version {version}"
-        raise Refused(
-            f"a record is of a registered version, but {line} has {what}",
+        raise NotFound(
+            f"a record is of a registered version, but {line} has no version yet",
             code="unknown_version",
             where=line,
             cure="see `esteira release ls` for what there is",
@@ -206,6 +210,16 @@ def _rule(said: Mapping[str, Any]) -> dict[str, Any]:
 def _rehearsal(own: Sequence[Entry]) -> dict[str, Any] | None:
     entry = next((one for one in reversed(own) if one.kind == "rehearsal"), None)
     return None if entry is None else {**entry.evidence, "at": entry.at, "seq": entry.seq, "hash": entry.hash}
+
+
+def _unrehearsed(own: Sequence[Entry], version: Version) -> str:
+    """Why it went into production without a rehearsal (S-20); empty where it had one, or never went."""
+    if any(entry.kind == "rehearsal" for entry in own):
+        return ""
+    for entry, _, taken in _champion_moves(own):
+        if taken == version.version and "rehearsal" in entry.evidence and entry.evidence["rehearsal"] is None:
+            return "the line says rehearse: false"
+    return ""
 
 
 def _approval(own: Sequence[Entry]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from esteira.release.replay import Call, Requests, Said
 from esteira.release.spans import Spans, exporter
 
 if TYPE_CHECKING:
+    from esteira.access import Actor
     from esteira.registry import Registry
     from esteira.settings import Settings
     from esteira.store import Store
@@ -365,7 +366,7 @@ def rehearse(
     version: int,
     *,
     settings: "Settings",
-    actor: str,
+    actor: "Actor",
     now: datetime | None = None,
     options: Options | None = None,
     command: Sequence[str] = probe.COMMAND,
@@ -407,8 +408,10 @@ def rehearse(
             done = perform(requests, folder, theirs, spans, options=options, command=command)
         done = replace(done, champion_reason=done.champion_reason or gone)
         verdict = gate.judge(rules, facts(done, has_champion=former is not None), "canary")
-        name = f"{version}-{wanted.bundle_id[:12]}.traces.jsonl"
         traces = spans.file()
+        # By its hash, so that a later rehearsal leaves alone what an entry names.
+        digest = hashlib.sha256(traces).hexdigest()
+        name = f"{version}-{digest}.traces.jsonl"
         outputs.write(settings.home / FOLDER / line, {name: traces})
         entry = ledger.append(
             registry.store,
@@ -416,15 +419,16 @@ def rehearse(
             line=line,
             version=version,
             bundle_id=wanted.bundle_id,
-            actor=actor,
+            actor=actor.name,
             evidence={
                 **evidence(done, verdict),
+                **actor.told(),
                 "champion": None if former is None else {
                     "version": former.version, "bundle_id": former.bundle_id, **asdict(done.champion or Pace()),
                 },
                 "traces": {
                     "spans": done.spans, "missing": done.traces_missing, "reason": done.traces_reason,
-                    "file": f"{FOLDER}/{line}/{name}", "sha256": hashlib.sha256(traces).hexdigest(),
+                    "file": f"{FOLDER}/{line}/{name}", "sha256": digest,
                 },
             },
             now=now,
@@ -462,28 +466,33 @@ def held(verdict: gate.Verdict, rehearsal: Rehearsal, line: str, version: int) -
 
 def rehearsed(store: "Store", line: str, version: int, bundle_id: str) -> dict[str, Any] | None:
     """Evidence of the last rehearsal of exactly this bundle as this version; its `verdict` is `pass` or `held`. None without one."""
-    text = None
-    for of, of_bundle, said in store.ledger_tuples("version", "bundle_id", "evidence", line=line, kinds=(KIND,)):
-        if (of, of_bundle) == (version, bundle_id):
-            text = said
-    found: dict[str, Any] | None = None if text is None else json.loads(text)
-    return found
+    return _last(store, line, version, bundle_id)[1]
 
 
-def require(store: "Store", line: str, version: int, bundle_id: str) -> None:
-    """Refuse what was not rehearsed with success.
+def require(store: "Store", line: str, version: int, bundle_id: str) -> int:
+    """The ledger's number of the rehearsal that a version passed; what was not rehearsed with success is refused.
 
     Raises:
         Refused: code `not_rehearsed`.
     """
-    found = rehearsed(store, line, version, bundle_id)
+    seq, found = _last(store, line, version, bundle_id)
     if found is not None and found.get("verdict") == "pass":
-        return
+        return seq
     why = "it was not rehearsed" if found is None else f"its last rehearsal says: {str(found.get('summary'))[:300]}"
     raise Refused(
         f"a version runs in staging before it gets live traffic, but of version {version}: {why}",
-        code="not_rehearsed", where=line, cure="rehearse it in staging, then try again",
+        code="not_rehearsed", where=line, cure=f"esteira release stage {line} {version} --reason TEXT, then try again",
     )  # fmt: skip
+
+
+def _last(store: "Store", line: str, version: int, bundle_id: str) -> tuple[int, dict[str, Any] | None]:
+    found: tuple[int, str | None] = 0, None
+    for seq, of, of_bundle, said in store.ledger_tuples(
+        "seq", "version", "bundle_id", "evidence", line=line, kinds=(KIND,)
+    ):
+        if (of, of_bundle) == (version, bundle_id):
+            found = seq, said
+    return found[0], None if found[1] is None else json.loads(found[1])
 
 
 # A server of a rehearsal answers nobody else, keeps nothing and tells nobody.

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import math
+import re
 import secrets
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from esteira.probe import Server
 FOLDER = "requests"
 """Folder below `$ESTEIRA_HOME` where a service keeps its last requests, a file a line (ESTEIRA_REQUEST_LOG)."""
 _WARM_UP = 20
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _IN_A_ROW = 3
 """Requests without any answer after which a server is asked no more: it hangs or is gone."""
 
@@ -31,7 +33,7 @@ class Said:
         seconds: until the whole answer, or until it was given up.
         status: of the answer; None without one.
         rows: the answers, one a row; empty where there is a fault.
-        fault: why it counts as no answer, in words; empty when it is one.
+        fault: why it counts as no answer, in words that are ours, with nothing of the rows; empty when it is one.
         trace: id of the trace that the request belongs to, 32 hexadecimal digits.
     """
 
@@ -181,15 +183,17 @@ class _Caller:
         taken = time.perf_counter() - begun
         self._unanswered = 0
         if response.status != 200:
-            return Said(taken, response.status, fault=f"HTTP {response.status}: {_letter(content)}", trace=trace)
+            return Said(taken, response.status, fault=f"HTTP {response.status}{_letter(content)}", trace=trace)
         try:
             return Said(taken, 200, rows=answers(content, rows), trace=trace)
         except ValueError as error:
             return Said(taken, 200, fault=str(error), trace=trace)
 
     def _broken(self, error: Exception) -> str:
+        # What it said at its end may quote the rows that it was asked.
+        code = self._server.exit_code(0.5)
         return f"the connection broke: {type(error).__name__}" + (
-            f"; {ended}" if (ended := self._server.ended(0.5)) else ""
+            "" if code is None else f"; the server ended with {code}"
         )
 
 
@@ -247,8 +251,16 @@ def _no_constant(name: str) -> Any:
 
 
 def _letter(content: bytes) -> str:
-    """Code and words of a refusal."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    """Code, column and row of a refusal, as `: CODE, column NAME, row N`; empty where it has none.
+
+    Never its message: that quotes what a caller sent, and what is said here goes into the ledger, from which nothing is taken away.
+    """
+    try:
         error = json.loads(content)["error"]
-        return f"{error['code']}: {error['message']}"[:200]
-    return content[:200].decode("utf-8", "replace")
+        code, column, row = error["code"], error.get("field"), error.get("row")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ""
+    parts = [code] if isinstance(code, str) and _WORD.fullmatch(code) else []
+    parts += [f"column {column[:80]}"] if isinstance(column, str) and column else []
+    parts += [f"row {row}"] if isinstance(row, int) else []
+    return ": " + ", ".join(parts) if parts else ""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from esteira import access
+from esteira import access, crash
+from esteira.errors import GateHeld
 from esteira.release import approvals
 from esteira.release.policy import ReleasePolicy
 from esteira.settings import Settings
 from esteira.store.records import Approval, Version
+from esteira.store.store import now as present
 
 if TYPE_CHECKING:
     from esteira.access import Actor
@@ -41,23 +43,31 @@ def stage(
     actor: "Actor",
     policy: ReleasePolicy,
     reason: str,
-    now: datetime,
+    now: datetime | None = None,
 ) -> Staged:
     """Stage a version; a request for approval stands only where its rehearsal passed (S-20, S-40).
 
+    Args:
+        now: the moment of all its entries; by default each carries its own.
+
     Raises:
         NotFound: no such version.
-        GateHeld: the rehearsal did not pass; the alias `staging` stays, and nothing is asked for.
+        GateHeld: the rehearsal did not pass; the alias `staging` stays, nothing is asked for, and what was asked or given
+            before counts no more.
         Refused: code `not_allowed`, `archived`, or `illegal_move`.
     """
     approvals.require_reason(reason, line)
     access.require(actor, "stage", line=line, store=registry.store, now=now)
-    staged = registry.set_alias(line, "staging", version, actor=actor.name, reason=reason, now=now)
+    staged = registry.set_alias(line, "staging", version, actor=actor, reason=reason, now=now)
     rehearsal = None
     if policy.rehearse:
         from esteira.release.rehearsal import rehearse
 
-        rehearsal = rehearse(registry, line, version, settings=settings, actor=actor.name, now=now).ledger_seq
+        try:
+            rehearsal = rehearse(registry, line, version, settings=settings, actor=actor, now=now).ledger_seq
+        except GateHeld as held:
+            _void(registry, staged, actor, f"it did not pass its rehearsal: {held.message}", now)
+            raise
     approval = None
     if policy.approval_mode == "required" and staged.state != "production":
         approval = approvals.request(
@@ -65,3 +75,12 @@ def stage(
             reason=reason, evidence={"rehearsal": rehearsal},
         )  # fmt: skip
     return Staged(staged, rehearsal, approval)
+
+
+def _void(registry: "Registry", version: Version, actor: "Actor", reason: str, now: datetime | None) -> None:
+    """What an approver saw is not what is so now: who approves looks again."""
+    store = registry.store
+    with store.begin() as connection:
+        store.alone(connection)
+        approvals.void(store, connection, version, actor=actor, reason=reason[:500], now=now or present())
+        crash.point("approval.before_commit")

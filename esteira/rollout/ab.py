@@ -1,8 +1,9 @@
 """The experiment of S-37: half of the units each, a sample size planned before, one analysis at its end. Pure.
 
 The primaries are read from the sums of stage 0, 1, ... in the plan's order: an experiment has one stage of traffic, so that
-the outcome of feedback (stage 0) leaves the other places to what else was measured, such as satisfaction. The units that are
-counted must be those that were assigned, such as users: requests of one user say the same thing several times.
+the outcome of feedback (stage 0) leaves the other places to what else was measured, such as satisfaction. What is counted are
+the units that were assigned, such as users, each once, with the mean of its outcomes: requests of one user say the same thing
+several times. The guardrails are read of requests, each of which counts as little as if those of one user were all alike.
 """
 
 import math
@@ -18,7 +19,7 @@ from esteira.gate import Outcome, Result
 from esteira.latency import BOUNDS
 from esteira.rollout import moves
 from esteira.rollout.moves import finding
-from esteira.rollout.posterior import difference, interval, p_value
+from esteira.rollout.posterior import difference, error_excess, interval, p_value
 from esteira.rollout.rules import errors, latency, outage, p95
 from esteira.rollout.state import Decision, Rollout
 from esteira.rollout.sums import Sums
@@ -111,7 +112,7 @@ class AB:
         ratio_level: p-value below which the arms' sizes stop the analysis; looked at daily.
         ratio_units: units from which on it is looked at.
         guard_level: p-value below which a guardrail is harmed; looked at hourly.
-        guard_units: served units of the variant from which on it is looked at.
+        guard_units: units of each arm from which on it is looked at; of the latency, so many that were timed.
         guard_errors: what its error rate may exceed the control's by.
         guard_latency: what its 95th percentile may be of the control's.
     """
@@ -129,6 +130,11 @@ class AB:
     guard_latency: float = 1.2
 
     name = "ab"
+
+    @property
+    def longest(self) -> float:
+        """Hours after which it has ended, whatever came."""
+        return self.most_weeks * WEEK / moves.HOUR
 
     def planned(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with `planned_units`, which each arm needs of every primary. It is planned for the strictest step of Holm.
@@ -238,45 +244,50 @@ class AB:
 
     def _harm(self, candidate: Sums, control: Sums) -> list[Result]:
         """The guardrails, each harmed only beyond chance: p < guard_level that it holds."""
-        n, need = candidate.served, self.guard_units
-        rules = ("guardrail_errors", "error rate difference"), ("guardrail_latency", "p95 ratio")
-        if n < need or control.served < need:
-            said = f"{n} and {control.served} units served of {need} it takes"
-            bounds = (self.guard_errors, self.guard_latency)
-            return [
-                finding(rule, NO_DATA, None, "<=", bound, n, said, metric=metric)
-                for (rule, metric), bound in zip(rules, bounds, strict=True)
-            ]
-        many = errors("guardrail_errors", candidate, control, self.guard_errors, need)
-        slow = latency("guardrail_latency", candidate, control, self.guard_latency)
-        rate, base = (candidate.errors + 1) / (n + 2), (control.errors + 1) / (control.served + 2)
-        spread = math.sqrt(rate * (1 - rate) / n + base * (1 - base) / control.served)
-        judged = [(many, _upper(rate - base - self.guard_errors, spread))]
-        limit, answers = p95(control), sum(candidate.latency.values())
-        if limit is not None and answers:
-            # One in twenty may be slower than its own 95th percentile may be; how many are, is a share like any other.
-            share = slower(candidate, limit * self.guard_latency)
-            judged.append((slow, _upper(share - 0.05, math.sqrt(0.05 * 0.95 / answers))))
-        else:
-            judged.append((slow, 1.0))
-        return [
-            one.model_copy(
-                update={
-                    "outcome": NO_DATA if one.outcome is NO_DATA else FAIL if chance < self.guard_level else PASS,
-                    "reason": f"{one.reason}, p {chance:.2g} that it holds",
-                }
+        return [self._many_errors(candidate, control), self._slow(candidate, control)]
+
+    def _many_errors(self, candidate: Sums, control: Sums) -> Result:
+        need, n, m = self.guard_units, candidate.people, control.people
+        if min(n, m) < need:
+            said = f"{n} and {m} units served of {need} it takes"
+            return finding(
+                "guardrail_errors", NO_DATA, None, "<=", self.guard_errors, n, said, metric="error rate difference"
             )
-            for one, chance in judged
-        ]
+        excess, spread = error_excess(candidate, control)
+        return self._judged(
+            errors("guardrail_errors", candidate, control, self.guard_errors, 1),
+            _upper(excess - self.guard_errors, spread),
+        )
+
+    def _slow(self, candidate: Sums, control: Sums) -> Result:
+        need, limit = self.guard_units, p95(control)
+        # A service that splits by itself times only a tenth of all units at the control's end.
+        n, m = (sum(arm.latency.values()) * arm.weight for arm in (candidate, control))
+        if limit is None or min(n, m) < need:
+            said = f"{n:.0f} and {m:.0f} answers timed of {need} it takes"
+            return finding(
+                "guardrail_latency", NO_DATA, None, "<=", self.guard_latency, round(n), said, metric="p95 ratio"
+            )
+        # One in twenty may be slower than its own 95th percentile may be. How many are, is a share like any other, and so is that
+        # of the control's: its percentile is no better known than the candidate's.
+        share = slower(candidate, limit * self.guard_latency)
+        spread = math.sqrt(0.05 * 0.95 * (1 / n + 1 / m))
+        return self._judged(
+            latency("guardrail_latency", candidate, control, self.guard_latency), _upper(share - 0.05, spread)
+        )
+
+    def _judged(self, found: Result, chance: float) -> Result:
+        outcome = NO_DATA if found.outcome is NO_DATA else FAIL if chance < self.guard_level else PASS
+        return found.model_copy(update={"outcome": outcome, "reason": f"{found.reason}, p {chance:.2g} that it holds"})
 
     def _ratio(self, candidate: Sums, control: Sums) -> Result:
-        n = candidate.served + control.served
-        share = self.stages[0] / 100
+        ours, other = candidate.people, control.people
+        n, share = ours + other, self.stages[0] / 100
         if n < self.ratio_units:
             said = f"{n} units served of {self.ratio_units} it takes"
             return finding("sample_ratio", NO_DATA, None, ">=", self.ratio_level, n, said, metric="sample ratio p")
-        chance = ratio_p(candidate.served, control.served, share)
-        said = f"{candidate.served} and {control.served} units, p {chance:.2g} at {self.stages[0]:g} % planned"
+        chance = ratio_p(ours, other, share)
+        said = f"{ours} and {other} units, p {chance:.2g} at {self.stages[0]:g} % planned"
         outcome = FAIL if chance < self.ratio_level else PASS
         return finding("sample_ratio", outcome, chance, ">=", self.ratio_level, n, said, metric="sample ratio p")
 

@@ -22,26 +22,30 @@ from esteira.family import Line
 from esteira.gate import Result
 from esteira.registry import Registry
 from esteira.release.lifecycle import legal
-from esteira.rollout import files, targets
+from esteira.rollout import files, moves, targets
 from esteira.rollout import split as splits
 from esteira.rollout.split import Split, side_dict
 from esteira.rollout.state import Rollout
 from esteira.settings import Settings
 from esteira.store import Store
+from esteira.store.releases import Releases
 
 LIVE = frozenset({"running", "paused"})
-COOL_DOWN = timedelta(hours=24)
-"""H-44: after a rollback the same candidate does not come again before."""
 PROMOTED = "champion"
 """The history's word for: the registry made the candidate the champion."""
-ENGINE_ALERTS = frozenset({"target", "registry", "sums", "ledger", "state"})
+SETTLED = "settled"
+"""The history's word for: the end is carried out, and what splits the traffic is another rollout's from now on."""
+ENGINE_ALERTS = frozenset({"target", "registry", "sums", "ledger", "state", "disk"})
 """What an alert of the engine begins with, before a colon; a policy's begins with something else."""
+UNDONE = frozenset({"target", "registry", "ledger", "disk"})
+"""Alerts of the engine that say: what was decided is not carried out, or not written down, and is tried again."""
 
+_DISK = frozenset({"disk_full", "cannot_write"})
 _TOLERANCE = 0.5  # percent; a proxy's weights are whole numbers
 _RETRY = timedelta(minutes=10)  # between two tries to give traffic that could not be given
 _WAITS = (0.1, 0.4)  # seconds before the second try and the third
-_PASSING = frozenset({"target", "registry", "ledger"})
 _AND = " | "
+_LATE = "the ledger was away when this became so"
 
 _log = logging.getLogger("esteira.rollout")
 
@@ -104,16 +108,19 @@ def opened(
 
 
 def carry_out(
-    run: Runtime, before: Rollout | None, after: Rollout, *, action: str, reason: str, findings: Sequence[Result] = ()
-) -> Rollout:
+    run: Runtime, before: Rollout | None, after: Rollout, *, action: str, reason: str, findings: Sequence[Result] = (),
+    also: Sequence[tuple[str, dict[str, Any]]] = (),
+) -> Rollout:  # fmt: skip
     """Bring a rollout from one state to another: ledger, traffic, state.
 
     Traffic that cannot be given is not given: the state stays what it was, with an alert, and the ledger says so too.
-    Traffic that cannot be taken away is taken away at the next look that can; the state has an alert until then.
+    Traffic that cannot be taken away is taken away at the next look that can; the state has an alert until then. Taking it
+    away waits neither for the ledger nor for a disk.
 
     Args:
         before: the state as it is; None or one of another test where this one begins.
         action: the word for it in the ledger's entry of the traffic.
+        also: what else the ledger is told of it, kind and evidence.
 
     Returns:
         The state as it is now.
@@ -122,14 +129,20 @@ def carry_out(
         OutsideError: the store cannot be written, or a rollout cannot begin since its traffic cannot be given.
     """
     move = secrets.token_hex(8)
-    files.prepare(run.home, after, move)
-    crash.point("rollout.before_record")
-    told = entries(before, after, action=action, reason=reason, findings=findings, move=move, at=run.now)
+    falls = after.percent < _percent(before, after)
     late = ""
+    try:
+        files.prepare(run.home, after, move)
+    except OutsideError as error:
+        if not falls:
+            raise
+        late = f"disk: {error.message}"
+    crash.point("rollout.before_record")
+    told = [*entries(before, after, action=action, reason=reason, findings=findings, move=move, at=run.now), *also]
     try:
         append(run, after, told)
     except OutsideError as error:
-        if after.percent >= _percent(before, after):
+        if not falls:
             raise
         # The database is away, and a bad candidate must not wait for it: the next look that can writes the entry.
         late = f"ledger: {error.message}"
@@ -142,6 +155,7 @@ def recover(run: Runtime) -> Rollout | None:
 
     Raises:
         Refused: code `bad_rollout_state`.
+        OutsideError: something was left half done, and the ledger, which says whether it counts, is away.
     """
     state = files.load(run.home, run.line)
     found = files.prepared(run.home, run.line)
@@ -150,6 +164,11 @@ def recover(run: Runtime) -> Rollout | None:
     move, after = found
     recorded = any(entry.evidence.get("move") == move for entry in ledger.log(run.store, run.line, limit=None))
     if not recorded:
+        began = state is None or state.test_id != after.test_id
+        # The challenger of a start that was cut off would stand in the way of every other.
+        if began and (why := _drop_challenger(run, after, "its start was cut off")):
+            _log.error("%s: %s", run.line, why)
+            return state
         files.discard(run.home, run.line)
         return state
     _log.warning("%s: a move that was cut off is finished: %s at %g %%", run.line, after.status, after.percent)
@@ -162,6 +181,10 @@ def recover(run: Runtime) -> Rollout | None:
         # Only its preparation was left over.
         files.discard(run.home, run.line)
         return state
+    if after.status in LIVE and after.percent > _percent(state, after):
+        # Its share begins now, whenever it was decided: the time in between is no time in the stage.
+        looked = None if after.looked_at is None else max(after.looked_at, run.now)
+        after = replace(after, stage_at=max(after.stage_at, run.now), looked_at=looked)
     try:
         return _finish(run, state, after)
     except OutsideError:
@@ -178,6 +201,9 @@ def reconcile(run: Runtime, state: Rollout) -> str:
     if share is None:
         return f"target: {run.target.name} cannot be read, so nobody knows whether the candidate takes its {wanted:g} %"
     expected = split_of(run, state) if wanted > 0 else None
+    more = share > wanted + _TOLERANCE or (wanted == 0 < share)
+    # What is too much is taken away first: that must not hang on a ledger that can be read.
+    why = shift(run, expected) if more else ""
     last = recorded_traffic(run, state)
     said = float(last["to"]) if last else 0.0
     in_place = splits.read(splits.path(run.home, run.line)) == expected
@@ -185,8 +211,7 @@ def reconcile(run: Runtime, state: Rollout) -> str:
         if not _close(said, wanted):
             _note_late(run, state, said)
         return ""
-    if share > wanted + _TOLERANCE:
-        why = shift(run, expected)
+    if more:
         if not why:
             _note_traffic(run, state, share, wanted, "restore", f"{run.target.name} gave the candidate {share:g} %")
         elif not _close(said, share):
@@ -206,7 +231,8 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
     """Bring traffic and aliases of an ended rollout to where its end says; as much as can be done now.
 
     An approved candidate becomes the champion, and once the champion's own service had time to load it, takes its traffic
-    as champion. Of any other end all traffic is taken from the candidate. Then it is the challenger no more.
+    as champion. Of any other end all traffic is taken from the candidate. Then it is the challenger no more, and the end is
+    settled: what splits the traffic is never touched for it again, because another line's rollout may use it next.
 
     Args:
         at_once: the champion's service gets its traffic now, whether or not it had its time: something is wrong with the candidate.
@@ -214,16 +240,32 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
     Returns:
         The state, saved, with an alert for what could not be done.
     """
+    if is_settled(state):
+        return state
     try:
         why, done = _settled(run, state, at_once)
     except OutsideError as error:
-        why, done = f"ledger: {error.message}", state
-    after = replace(done, alert=joined(why, own_alert(done.alert, of=_PASSING) or end_alert(done)))
+        why, done = f"{'disk' if error.code in _DISK else 'ledger'}: {error.message}", state
+    after = replace(done, alert=joined(why, own_alert(done.alert, of=UNDONE) or end_alert(done)))
     if after != state:
         if after.alert and after.alert != state.alert:
             _log.error("%s: %s", run.line, after.alert)
-        files.save(run.home, after)
+        try:
+            files.save(run.home, after)
+        except OutsideError as error:  # the state that is there leads the next look here again
+            return replace(after, alert=joined(f"disk: {error.message}", own_alert(after.alert, of=UNDONE)))
     return after
+
+
+def is_settled(state: Rollout) -> bool:
+    """Whether an end is carried out, to its last alias."""
+    return any(entry.get("action") == SETTLED for entry in state.history)
+
+
+def why_ended(state: Rollout) -> str:
+    """The reason of the last thing that was decided of a rollout, in its own words; empty where nothing was."""
+    told = (entry for entry in reversed(state.history) if entry.get("action") not in {PROMOTED, SETTLED})
+    return next((str(entry.get("reason", "")) for entry in told), "")
 
 
 def promoted_at(state: Rollout) -> datetime | None:
@@ -234,8 +276,11 @@ def promoted_at(state: Rollout) -> datetime | None:
     return None
 
 
-def shift(run: Runtime, split: Split | None) -> str:
+def shift(run: Runtime, split: Split | None, *, first: bool = False) -> str:
     """Show a split to what serves and to what splits the traffic, with three tries.
+
+    Args:
+        first: the rollout begins.
 
     Returns:
         Why it could not be done, as an alert; empty when it was.
@@ -244,13 +289,25 @@ def shift(run: Runtime, split: Split | None) -> str:
     for wait in (0.0, *_WAITS):
         time.sleep(wait)
         try:
-            _show(run, split)
+            _show(run, split, first)
             return ""
         except OutsideError as error:
             why = f"target: {error.message}"
+            if error.code == "candidate_down":
+                return why  # the target itself waited as long as it is worth
         except EsteiraError as error:
             return f"target: {error.message}"
     return why
+
+
+def take(run: Runtime) -> str:
+    """Take all traffic from the candidate at what splits it outside, and leave the file: alert, empty when it was done."""
+    try:
+        if run.outside:
+            run.target.shift(None)
+    except EsteiraError as error:
+        return f"target: {error.message}"
+    return ""
 
 
 def split_of(run: Runtime, state: Rollout) -> Split:
@@ -260,6 +317,9 @@ def split_of(run: Runtime, state: Rollout) -> Split:
         from esteira.rollout.flags import split_options
 
         options = dict(split_options(state))
+    elif state.policy == "ab":
+        # By these services know an experiment, whose users count once, and what may be fed back of them.
+        options["primaries"] = [str(one["name"]) for one in state.options.get("primaries", ())]
     if run.outside:
         options["outside"] = True
     return Split(
@@ -322,6 +382,20 @@ def recorded_traffic(run: Runtime, state: Rollout) -> Mapping[str, Any] | None:
     return None
 
 
+def told_course(run: Runtime, state: Rollout) -> tuple[bool, Mapping[str, Any] | None]:
+    """Whether the ledger knows of this test's beginning, and the evidence of its last end; None before it ended."""
+    ended: Mapping[str, Any] | None = None
+    with run.store.read() as connection:
+        for entry in Releases(run.store).entries(connection, run.line, "rollout"):
+            said = entry["evidence"]
+            if said.get("test_id") == state.test_id:
+                if said.get("action") == "started":
+                    return True, ended
+                if said.get("action") == "ended" and ended is None:
+                    ended = said
+    return False, ended
+
+
 def too_soon(run: Runtime, state: Rollout) -> str:
     """Why more traffic is not given at this look: it could not be a few minutes ago. Empty when it may be tried."""
     last = recorded_traffic(run, state)
@@ -333,9 +407,7 @@ def end_alert(state: Rollout) -> str:
     """What a person should know of an end: why a candidate was turned down."""
     if state.status in LIVE or state.status == "approved":
         return ""
-    none: Mapping[str, Any] = {}
-    last = next((entry for entry in reversed(state.history) if entry.get("to") == 0), none)
-    return f"{state.status}: {last.get('reason') or 'see the ledger'}"
+    return f"{state.status}: {why_ended(state) or 'see the ledger'}"
 
 
 def new_alert(before: str, after: str) -> bool:
@@ -366,14 +438,30 @@ def _finish(run: Runtime, before: Rollout | None, after: Rollout, *, late: str =
     old = _percent(before, after)
     moved = old != after.percent
     expected = split_of(run, after) if after.percent > 0 else None
-    why = shift(run, expected) if moved else ""
+    why = shift(run, expected, first=not same) if moved else ""
     if why and after.percent > old:
         return _give_up(run, before if same else None, after, why)
     crash.point("rollout.before_state")
-    after = replace(after, alert=joined(late or why, after.alert or end_alert(after)))
-    files.commit(run.home, after)
+    after = replace(after, alert=joined(why or late, after.alert or end_alert(after)))
+    try:
+        files.commit(run.home, after)
+    except OutsideError as error:
+        if after.percent >= old:
+            raise
+        return _unsaved(run, after, error)
     crash.point("rollout.before_registry")
     return after if after.status in LIVE else settle(run, after)
+
+
+def _unsaved(run: Runtime, after: Rollout, error: OutsideError) -> Rollout:
+    """The state after its traffic was taken away, where the disk does not take it: the former must not give it back."""
+    why = f"disk: {error.message}"
+    try:
+        files.withdraw(run.home, run.line)
+    except OutsideError as stuck:
+        why = f"{why}; {stuck.message}"
+    _log.error("%s: %s", run.line, why)
+    return after if alert_kind(after.alert) in UNDONE else replace(after, alert=joined(why, after.alert))
 
 
 def _give_up(run: Runtime, before: Rollout | None, after: Rollout, why: str) -> Rollout:
@@ -404,12 +492,9 @@ def _give_up(run: Runtime, before: Rollout | None, after: Rollout, why: str) -> 
 def _settled(run: Runtime, state: Rollout, at_once: bool) -> tuple[str, Rollout]:
     if state.status != "approved":
         why = reconcile(run, state)
-        splits_left = splits.path(run.home, run.line).exists()
-        if not why and splits_left:
-            splits.clear(run.home, run.line)
-        if not why:
-            why = _drop_challenger(run, state, f"rollout {state.status}")
-        return why, state
+        if not why and splits.path(run.home, run.line).exists():
+            why = shift(run, None)
+        return _last(run, state, why)
     if promoted_at(state) is None:
         why = reconcile(run, state) if promotion_due(run, state) else ""
         refused, state = _promote(run, state)
@@ -422,10 +507,22 @@ def _settled(run: Runtime, state: Rollout, at_once: bool) -> tuple[str, Rollout]
         return "", state
     crash.point("rollout.before_handover")
     if run.target.share() != 0 or splits.path(run.home, run.line).exists():
-        why = shift(run, None)
-        if why:
-            return why, state
-    return _drop_challenger(run, state, "rollout approved"), state
+        return _last(run, state, shift(run, None))
+    return _last(run, state, "")
+
+
+def _last(run: Runtime, state: Rollout, why: str) -> tuple[str, Rollout]:
+    """What is left when the traffic is where it belongs, and the note that all is done: alert and state."""
+    if why:
+        return why, state
+    if _end_untold(run, state):
+        append(run, state, [("rollout", _end_of(run, state))])
+    why = _drop_challenger(run, state, f"rollout {state.status}")
+    if why:
+        return why, state
+    return "", moves.noted(
+        state, run.now, SETTLED, state.percent, run.actor.name, f"the end, {state.status}, is carried out"
+    )
 
 
 def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
@@ -481,14 +578,14 @@ def _drop_challenger(run: Runtime, state: Rollout, reason: str) -> str:
     return ""
 
 
-def _show(run: Runtime, split: Split | None) -> None:
+def _show(run: Runtime, split: Split | None, first: bool) -> None:
     if not run.outside:
-        run.target.shift(split)
+        run.target.shift(split, first=first)
         return
     # The services count by the file's test and stage: it is there before the traffic comes and until it is gone.
     if split is not None:
         splits.write(run.home, run.line, split)
-    run.target.shift(split)
+    run.target.shift(split, first=first)
     if split is None:
         splits.clear(run.home, run.line)
 
@@ -508,15 +605,30 @@ def _note_traffic(run: Runtime, state: Rollout, old: float, new: float, action: 
 
 def _note_late(run: Runtime, state: Rollout, said: float) -> None:
     """What is so already and the ledger could not be told at its time."""
-    reason = "the ledger was away when this became so"
-    common = {"test_id": state.test_id, "reason": reason, "findings": [], "at": run.now.isoformat()}
     told: list[tuple[str, dict[str, Any]]] = []
-    if state.status not in LIVE:
-        until = None if state.cooldown_until is None else state.cooldown_until.isoformat()
-        told.append(("rollout", {**common, "action": "ended", "status": state.status, "cooldown_until": until}))
-    shares = traffic(state, said, state.percent)
-    told.append(("traffic", {**common, **shares, "stage": state.stage, "action": "restore"}))
+    if _end_untold(run, state):
+        told.append(("rollout", _end_of(run, state)))
+    shares = {**traffic(state, said, state.percent), "test_id": state.test_id, "at": run.now.isoformat()}
+    told.append(("traffic", {**shares, "stage": state.stage, "action": "restore", "reason": _LATE, "findings": []}))
     append(run, state, told)
+
+
+def _end_untold(run: Runtime, state: Rollout) -> bool:
+    """Whether the ledger knows this rollout, and not that it ended without success. An end by success is told before it is one."""
+    if state.status in LIVE or state.status == "approved":
+        return False
+    started, ended = told_course(run, state)
+    # A promotion that could not get its traffic was told as an end, too, and then it went on.
+    return started and (ended is None or ended["status"] == "approved")
+
+
+def _end_of(run: Runtime, state: Rollout) -> dict[str, Any]:
+    """The evidence of an end that the ledger could not be told at its time."""
+    until = None if state.cooldown_until is None else state.cooldown_until.isoformat()
+    return {
+        "test_id": state.test_id, "reason": why_ended(state) or _LATE, "findings": [], "at": run.now.isoformat(),
+        "action": "ended", "status": state.status, "cooldown_until": until, "late": _LATE,
+    }  # fmt: skip
 
 
 def append(run: Runtime, state: Rollout, told: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -525,7 +637,7 @@ def append(run: Runtime, state: Rollout, told: Sequence[tuple[str, dict[str, Any
         run.store.alone(connection)
         for kind, evidence in told:
             ledger.append(
-                run.store, kind=kind, line=run.line, actor=run.actor.name, evidence=evidence, now=run.now,
+                run.store, kind=kind, line=run.line, actor=run.actor.name, evidence={**evidence, **run.actor.told()}, now=run.now,
                 version=state.challenger.version, bundle_id=state.challenger.bundle_id, connection=connection,
             )  # fmt: skip
 

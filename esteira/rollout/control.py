@@ -4,17 +4,21 @@ Each takes who does it and why, holds the line's lock, finishes first what someb
 entry in the ledger. `rollback` imports nothing heavy: it is the way out.
 """
 
+import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esteira import access, ledger
+from esteira import access, ledger, locks
 from esteira.access import Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.registry import Registry, Version
-from esteira.rollout import carrying, engine, files, targets
+from esteira.rollout import carrying, engine, files, moves, targets
 from esteira.rollout.carrying import LIVE, Runtime
+from esteira.rollout.split import path as split_path
 from esteira.rollout.split import side_dict
 from esteira.rollout.state import Rollout, Side
 from esteira.rollout.sums import ArmName, Sums
@@ -46,28 +50,34 @@ def start(
         version: the candidate; by default what `staging` names, else `candidate`.
         policy: by which it goes on; by default the line's.
         options: the policy's plan, over the line's own; `min_samples` among them is H-39's.
-        release: the line's settings; by default those of params.yaml.
+        release: the line's settings; by default those that the candidate was registered under, else those of params.yaml.
 
     Returns:
         The state as it is now.
 
     Raises:
         Refused: code `preconditions` (each missing one is named), `rollout_running`, `cooldown`, `no_champion`,
-            `same_version`, `challenger_running`, `not_allowed`, or an approval's; nothing has changed.
+            `same_version`, `challenger_running`, `target_taken` (another line's rollout splits there), `target_unfit` (it
+            cannot do what the policy asks), `not_allowed`, or an approval's; nothing has changed.
         ConfigError: there is no such policy or version, or the options are none of it.
         OutsideError: store or target are away; the candidate has no traffic.
     """
     reason = _reason(reason)
     what = f"starting a rollout of {line}"
-    with _opened(line, settings, now, actor, what, target, registry) as run:
-        access.require(actor, "rollout", line=line, store=run.store, now=now)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(_opened(line, settings, now, actor, what, target, registry))
+        access.require(actor, "rollout", line=line, store=lambda: run.store, now=now)
+        stack.enter_context(_target_of_its_own(run))
         _refuse_running(run)
         champion, challenger = _sides(run, version)
         if release is None:
+            from esteira.release import approvals
             from esteira.release.policy import policy_of
 
-            release = policy_of(line, settings)
-        asked = {**release.rollout_options, **(options or {})}
+            # What the version was registered under counts from whatever folder it is started; a service has no params.yaml.
+            release = approvals.terms(run.store, challenger) or policy_of(line)
+        name = policy or release.rollout_policy
+        asked = {**_own_options(release, name), **(options or {})}
         least = asked.pop("min_samples", release.min_samples)
         if isinstance(least, bool) or not isinstance(least, int) or least < 0:
             raise ConfigError(
@@ -76,8 +86,8 @@ def start(
             )  # fmt: skip
         from esteira.rollout import policies, preconditions
 
-        name = policy or release.rollout_policy
         plan = policies.planned(name, asked)
+        _refuse_unfit(run, policies.needs(name, plan), name)
         _refuse_cooling(run, challenger)
         _refuse_unapproved(run, challenger, release)
         met = preconditions.require(run.registry, challenger, min_samples=least, rehearsal=release.rehearse)
@@ -98,9 +108,13 @@ def start(
             options=plan,
             history=(begun,),
         )
-        # First, because the registry refuses a second challenger (H-38) and what is told for it serves nobody yet.
-        run.registry.set_alias(line, "challenger", challenger.version, actor=actor.name, reason=reason, now=now)
-        state = carrying.carry_out(run, None, state, action="start", reason=reason, findings=met.results)
+        # Written down before, so that whoever finds this cut off knows whose challenger it is. The alias comes before the
+        # traffic, because the registry refuses a second challenger (H-38) and what is told for it serves nobody yet.
+        files.prepare(run.home, state, secrets.token_hex(8))
+        run.registry.set_alias(line, "challenger", challenger.version, actor=actor, reason=reason, now=now)
+        what = f"version {challenger.version} of {line} is released without asking: its rollout started"
+        notice = [("notice", {"what": what, "test_id": state.test_id})] if release.approval_mode == "notify" else []
+        state = carrying.carry_out(run, None, state, action="start", reason=reason, findings=met.results, also=notice)
         files.save(run.home, state)  # once more, so that the backup is of this rollout too
         return state
 
@@ -114,8 +128,6 @@ def pause(
     Raises:
         Refused: code `no_rollout` or `paused`, `not_allowed`.
     """
-    from esteira.rollout import moves
-
     with _opened(line, settings, now, actor, f"pausing the rollout of {line}", target, registry) as run:
         state = _live(run, reason)
         if state.status == "paused":
@@ -133,8 +145,6 @@ def resume(
     Raises:
         Refused: code `no_rollout` or `not_paused`, `not_allowed`.
     """
-    from esteira.rollout import moves
-
     with _opened(line, settings, now, actor, f"resuming the rollout of {line}", target, registry) as run:
         state = _live(run, reason)
         if state.status != "paused":
@@ -159,7 +169,7 @@ def promote(
             raise _not_now(line, "is paused", "esteira rollout resume")
         basis = {"test_id": state.test_id}
         run.registry.check_promote(line, state.challenger.version, actor=actor, evidence=basis, now=now)
-        after = engine.ended(run, _measured(run, state), "approved", "promote", reason, percent=100.0)
+        after = moves.ended(_measured(run, state), now, "approved", "promote", actor.name, reason)
         kept = carrying.carry_out(run, state, after, action="promote", reason=reason)
         if kept.status in LIVE:
             raise OutsideError(
@@ -184,20 +194,24 @@ def rollback(
     """
     reason = _reason(reason)
     with _opened(line, settings, now, actor, f"rolling back the rollout of {line}", target, registry) as run:
-        access.require(actor, "roll_back", line=line, store=run.store, now=now)
+        # The store is asked where it must be only: the way out is open while the database is away.
+        access.require(actor, "roll_back", line=line, store=lambda: run.store, now=now)
         try:
-            state = carrying.recover(run)
+            state = _last_known(run)
         except Refused as error:
             decision = engine.lost(run, error.message)
             return None if decision is None else decision.state
-        if state is None or not (state.status in LIVE or carrying.promotion_due(run, state)):
-            if state is None:
-                engine.look(run)
-            else:
-                carrying.settle(run, state, at_once=True)
+        if state is None or not (state.status in LIVE or _promotion_due(run, state)):
+            if state is not None:
+                after = carrying.settle(run, state, at_once=True)
+                if state.status != "approved" and not carrying.is_settled(state):
+                    # Asked again because the first time could not be carried out; it is still this rollout that is meant.
+                    return after
+            elif (decision := engine.look(run)) is not None:
+                return decision.state
             _drop_stale(run, state, reason)
             return None
-        after = engine.ended(run, _measured(run, state), "rolled_back", "roll_back", reason)
+        after = moves.ended(_measured(run, state), now, "rolled_back", "roll_back", actor.name, reason)
         return carrying.carry_out(run, state, after, action="roll_back", reason=reason)
 
 
@@ -210,10 +224,8 @@ def status(
     Returns:
         `status` (of the state; `none` without one, `unreadable` where it cannot be read), `percent`, `since` (of the stage),
         `arms` (candidate and control: version and what they did, in this stage and in all), `verdict` (PASS, FAIL or NO_DATA,
-        of a look that were made now; null once it ended), and what explains them.
-
-    Raises:
-        OutsideError: the store is away.
+        of a look that were made now; null once it ended), and what explains them. With the store away, by what the last look
+        saw, and with an alert that says so.
     """
     chosen = target or targets.make(settings, line)
     share = {"name": chosen.name, "percent": chosen.share()}
@@ -231,13 +243,33 @@ def status(
         return {**nothing, "status": "unreadable", "alert": f"state: {error.message}"}
     if state is None:
         aside = files.path(settings.home, line).with_suffix(".bad").exists()
+        backup = files.load_backup(settings.home, line)
+        if backup is not None and backup.status in LIVE:
+            return {**nothing, "status": "unreadable", "alert": "state: it is gone, and the one before was under way"}
         return {
             **nothing,
             "status": "none",
             "alert": "state: a state that could not be read lies aside" if aside else "",
         }
     run = Runtime(line, settings, registry or Registry(settings), chosen, now, access.ENGINE)
-    return {**described(engine.measured(run, state), now), "target": share}
+    try:
+        seen = engine.measured(run, state)
+    except (OutsideError, Refused) as error:
+        known = carrying.alert_kind(state.alert) in carrying.ENGINE_ALERTS
+        seen = state if known else replace(state, alert=carrying.joined(f"sums: {error.message}", state.alert))
+    return {**described(seen, now), "target": share}
+
+
+def undone(state: Rollout | None, line: str) -> dict[str, str] | None:
+    """What was decided and could not be carried out yet, as a letter (code `not_carried_out`); None where all is done. Pure."""
+    if state is None or carrying.alert_kind(state.alert) not in carrying.UNDONE:
+        return None
+    return {
+        "code": "not_carried_out",
+        "message": f"what was decided is carried out, but {state.alert}",
+        "where": line,
+        "cure": "each look of `esteira tick` tries again; see that what the alert names is up",
+    }
 
 
 def described(state: Rollout, now: datetime) -> dict[str, Any]:
@@ -254,10 +286,10 @@ def described(state: Rollout, now: datetime) -> dict[str, Any]:
                 "reason": decision.reason,
                 "findings": [finding.model_dump(mode="json") for finding in decision.findings],
             }
-        except EsteiraError as error:
-            look["reason"] = error.message
-    elif state.history:
-        look["reason"] = str(state.history[-1].get("reason", ""))
+        except Exception as error:  # noqa: BLE001 - a look ends it then; whoever asks how it stands is told why
+            look["reason"] = error.message if isinstance(error, EsteiraError) else f"{type(error).__name__}: {error}"
+    else:
+        look["reason"] = carrying.why_ended(state)
     arms = {
         "candidate": {**side_dict(state.challenger), **_arm(state, "candidate")},
         "control": {**side_dict(state.champion), **_arm(state, "control")},
@@ -312,9 +344,10 @@ def _opened(
 
 def _reason(text: str) -> str:
     said = text.strip()
-    if not said or len(said) > 500:
+    if not said or len(said) > 500 or not said.isprintable():
+        odd = "" if said.isprintable() else ", not all of them printable"
         raise ConfigError(
-            f"what is done by hand says why, in 1 to 500 characters, but got {len(said)}",
+            f"what is done by hand says why, in 1 to 500 characters on one line, but got {len(said)}{odd}",
             code="no_reason", where="--reason", cure="say why, for who reads the ledger",
         )  # fmt: skip
     return said
@@ -330,7 +363,7 @@ def _not_now(line: str, found: str, cure: str, *, code: str = "paused") -> Refus
 def _live(run: Runtime, reason: str, action: str = "rollout") -> Rollout:
     """The rollout that is under way, for who may change it."""
     _reason(reason)
-    access.require(run.actor, action, line=run.line, store=run.store, now=run.now)
+    access.require(run.actor, action, line=run.line, store=lambda: run.store, now=run.now)
     state = carrying.recover(run)
     if state is None or state.status not in LIVE:
         found = "there is none" if state is None else f"the last one ended as {state.status}"
@@ -339,6 +372,29 @@ def _live(run: Runtime, reason: str, action: str = "rollout") -> Rollout:
             code="no_rollout", where=run.line, cure=f"see `esteira rollout status {run.line}`, or start one",
         )  # fmt: skip
     return state
+
+
+def _last_known(run: Runtime) -> Rollout | None:
+    """The state, what was cut off finished; with the ledger away, what may have got traffic by what was prepared.
+
+    Raises:
+        Refused: code `bad_rollout_state`.
+    """
+    try:
+        return carrying.recover(run)
+    except OutsideError:
+        state, found = files.load(run.home, run.line), files.prepared(run.home, run.line)
+        if found is not None and (state is None or (state.test_id != found[1].test_id and state.status not in LIVE)):
+            return found[1]
+        return state
+
+
+def _promotion_due(run: Runtime, state: Rollout) -> bool:
+    """As `carrying.promotion_due`. With the ledger away nobody knows, and then the candidate is not to keep what it has."""
+    try:
+        return carrying.promotion_due(run, state)
+    except OutsideError:
+        return state.status == "approved" and carrying.promoted_at(state) is None
 
 
 def _measured(run: Runtime, state: Rollout) -> Rollout:
@@ -382,6 +438,60 @@ def _drop_stale(run: Runtime, state: Rollout | None, reason: str) -> None:
         run.registry.drop_alias(run.line, "challenger", actor=run.actor, reason=reason, now=run.now)
 
 
+def _own_options(release: "ReleasePolicy", name: str) -> dict[str, Any]:
+    """What the line says of a plan by this policy; of another policy's only the count of rows, which is none's own."""
+    return {
+        key: value for key, value in release.rollout_options.items()
+        if name == release.rollout_policy or key == "min_samples"
+    }  # fmt: skip
+
+
+def _refuse_unfit(run: Runtime, need: str, name: str) -> None:
+    if not need or getattr(run.target, need):
+        return
+    asks = {
+        "named": "users by name, whom only the service itself knows: leave `units` out, or let one service do both",
+        "sticky": "each user to stay in one arm: take ESTEIRA_TARGET=in-process, or HAProxy with the header X-Unit-Id",
+    }
+    rule, _, cure = asks[need].partition(": ")
+    raise Refused(
+        f"the policy {name} asks for {rule}, but {run.target.place} splits requests whoever sends them",
+        code="target_unfit", where=run.line, cure=f"{cure}; or take another policy",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _target_of_its_own(run: Runtime) -> Iterator[None]:
+    """Refuse what another line's rollout splits now, and see that none begins to meanwhile."""
+    if not run.outside:
+        yield
+        return
+    with locks.hold(run.home, f"target {run.target.place}", what="starting a rollout there", wait=_WAIT_SECONDS):
+        for other in files.lines(run.home):
+            if other == run.line or targets.make(run.settings, other).place != run.target.place:
+                continue
+            if not _is_through(run.home, other):
+                raise Refused(
+                    f"one line's rollout at a time splits what {run.target.place} does, but that of {other} does now",
+                    code="target_taken", where=run.line,
+                    cure=f"wait for its end (`esteira rollout status {other}`), or give each line its own by {{line}} in ESTEIRA_TARGET",
+                )  # fmt: skip
+        yield
+
+
+def _is_through(home: Path, line: str) -> bool:
+    """Whether nothing of a line's last rollout is left to do. What cannot be read is not through."""
+    try:
+        state = files.load(home, line)
+    except Refused:
+        return False
+    if state is not None:
+        return carrying.is_settled(state)
+    backup = files.load_backup(home, line)
+    left = files.prepared(home, line) is not None or split_path(home, line).exists()
+    return not left and (backup is None or backup.status not in LIVE)
+
+
 def _refuse_running(run: Runtime) -> None:
     """One rollout at a time, and none before the last one is through."""
     former = carrying.recover(run)
@@ -419,5 +529,5 @@ def _refuse_cooling(run: Runtime, challenger: Version) -> None:
 def _refuse_unapproved(run: Runtime, challenger: Version, release: "ReleasePolicy") -> None:
     from esteira.release import approvals
 
-    if release.approval_mode == "required" or approvals.find(run.store, challenger) is not None:
+    if release.approval_mode == "required" or approvals.needed(run.store, challenger):
         approvals.require(run.store, challenger, now=run.now)

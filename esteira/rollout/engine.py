@@ -1,7 +1,7 @@
 """One look at a line's rollout: what was cut off is finished, what was measured is read, the policy decides, it is carried out.
 
 Safe to repeat, to run twice at once (the second is refused), to kill anywhere, and to run late; a clock that goes back and a
-paused rollout change nothing. What cannot be read gives no candidate any traffic.
+paused rollout change nothing. What cannot be read, or cannot be decided by, gives no candidate any traffic.
 """
 
 import logging
@@ -15,12 +15,12 @@ from esteira.access import ENGINE
 from esteira.errors import EsteiraError, OutsideError, Refused
 from esteira.gate import Outcome
 from esteira.registry import Registry
-from esteira.rollout import carrying, files, targets
+from esteira.rollout import carrying, files, moves, targets
 from esteira.rollout import split as splits
 from esteira.rollout.carrying import LIVE, Runtime
 from esteira.rollout.policies import make
 from esteira.rollout.split import Split
-from esteira.rollout.state import Action, Decision, Policy, Rollout, Side
+from esteira.rollout.state import Action, Decision, Policy, Rollout, Side, Status
 from esteira.settings import Settings
 
 _UP: frozenset[Action] = frozenset({"advance", "promote"})
@@ -49,7 +49,7 @@ def tick(
 
     Raises:
         Refused: code `locked`; somebody else looks at it or changes it now.
-        OutsideError: the store is away.
+        OutsideError: what was cut off cannot be finished, or what was decided not recorded, because store or disk are away.
     """
     what = f"looking at the rollout of {line}"
     with carrying.opened(
@@ -65,8 +65,12 @@ def look(run: Runtime) -> Decision | None:
     except Refused as error:
         return lost(run, error.message)
     if state is None:
-        split = splits.path(run.home, run.line)
-        return lost(run, "the state of the rollout is gone, but its split is there") if split.exists() else None
+        if splits.path(run.home, run.line).exists():
+            return lost(run, "the state of the rollout is gone, but its split is there")
+        backup = files.load_backup(run.home, run.line)
+        if backup is not None and backup.status in LIVE:
+            return lost(run, "the state of the rollout is gone, and by the one before it was under way")
+        return None
     if state.status not in LIVE:
         carrying.settle(run, state)
         return None
@@ -93,16 +97,32 @@ def measured(run: Runtime, state: Rollout) -> Rollout:
     return state.with_sums(Rollouts(run.store).sums(state.test_id))
 
 
-def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision:
-    ended = _champion_moved(run, state)
+def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
+    try:
+        _, told = carrying.told_course(run, state)
+        ended = None if told is not None and told["status"] != "approved" else _champion_moved(run, state)
+    except OutsideError as error:
+        return _keep(run, state, _hold(state, error.message), f"registry: {error.message}")
     if ended is not None:
         return ended
-    why = carrying.reconcile(run, state)
+    if told is not None and told["status"] != "approved":
+        return lost(run, f"it goes on by its state, but by the ledger it ended as {told['status']}")
+    try:
+        carrying.split_of(run, state)
+    except Exception as error:  # noqa: BLE001 - see `_undecided`
+        return lost(run, _undecided(state, error))
+    try:
+        why = carrying.reconcile(run, state)
+    except OutsideError as error:
+        return _keep(run, state, _hold(state, error.message), f"ledger: {error.message}")
     try:
         seen = measured(run, replace(state, alert=carrying.own_alert(state.alert)))
     except (OutsideError, Refused) as error:
         return _keep(run, state, _hold(state, error.message), f"sums: {error.message}")
-    decision = policy.decide(seen, run.now)
+    try:
+        decision = policy.decide(seen, run.now)
+    except Exception as error:  # noqa: BLE001 - see `_undecided`
+        return lost(run, _undecided(state, error))
     if decision.action in _DOWN:
         return _end(run, state, decision)
     if decision.action in _UP:
@@ -118,6 +138,13 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision:
     return _keep(run, state, decision, why)
 
 
+def _undecided(state: Rollout, error: Exception) -> str:
+    """Why a policy that fails ends its rollout: by H-45, since what it kept is not what it can go on by, whatever it raised."""
+    _log.error("policy %s of %s", state.policy, state.line, exc_info=error)
+    said = error.message if isinstance(error, EsteiraError) else f"{type(error).__name__}: {error}"
+    return f"policy {state.policy} can decide by what the state holds, but {said[:200]}"
+
+
 def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
     after = carrying.carry_out(
         run, state, decision.state, action=decision.action, reason=decision.reason, findings=decision.findings
@@ -128,7 +155,7 @@ def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
 
 
 def _end(run: Runtime, state: Rollout, decision: Decision) -> Decision:
-    until = decision.state.cooldown_until or run.now + carrying.COOL_DOWN
+    until = decision.state.cooldown_until or run.now + moves.COOLDOWN
     after = carrying.carry_out(
         run, state, replace(decision.state, percent=0.0, cooldown_until=until),
         action=decision.action, reason=decision.reason, findings=decision.findings,
@@ -171,86 +198,88 @@ def _champion_moved(run: Runtime, state: Rollout) -> Decision | None:
         return None
     if champion is not None and champion.version == state.challenger.version:
         reason = f"version {champion.version} was made the champion by somebody else"
-        after = ended(run, state, "approved", "promote", reason, percent=100.0)
+        after = moves.ended(state, run.now, "approved", "promote", run.actor.name, reason)
         kept = carrying.carry_out(run, state, after, action="promote", reason=reason)
         return Decision("promote", kept.percent, Outcome.PASS, reason, (), kept)
     now_is = "no version" if champion is None else f"version {champion.version}"
     reason = (
         f"the champion was version {state.champion.version} and is {now_is}: what was measured is about another control"
     )
-    after = replace(ended(run, state, "inconclusive", "inconclusive", reason), cooldown_until=None)
+    after = moves.ended(state, run.now, "inconclusive", "inconclusive", run.actor.name, reason)
+    after = replace(after, cooldown_until=None)
     kept = carrying.carry_out(run, state, after, action="inconclusive", reason=reason)
     return Decision("inconclusive", 0.0, Outcome.NO_DATA, reason, (), kept)
-
-
-def ended(
-    run: Runtime, state: Rollout, status: Any, action: str, reason: str, *, percent: float = 0.0
-) -> Rollout:  # fmt: skip
-    """The state with its end and the entry in its history. Pure but for the runtime's time and actor."""
-    entry = {
-        "at": run.now.isoformat(), "action": action, "from": state.percent, "to": percent, "actor": run.actor.name,
-        "reason": reason,
-    }  # fmt: skip
-    return replace(
-        state,
-        status=status,
-        percent=percent,
-        alert="",
-        paused_at=None,
-        cooldown_until=None if status == "approved" else run.now + carrying.COOL_DOWN,
-        history=(*state.history, entry),
-    )
 
 
 def lost(run: Runtime, reason: str) -> Decision | None:
     """H-45: what cannot be read gives the candidate no traffic. What is known of the rollout is kept as its end, with an alert.
 
     Repeats itself until it is through: the state that cannot be read is set aside only when the traffic is taken away.
+
+    Raises:
+        OutsideError: the traffic is taken away, but the store, which alone knows whose it was, is away, or the disk is full.
     """
     _log.error("%s: %s", run.line, reason)
-    found = _remnant(run)
     alert = f"state: {reason}"
+    backup, split = files.load_backup(run.home, run.line), splits.read(splits.path(run.home, run.line))
+    found = _remnant(run, backup, split)
+    # The traffic goes first. A split that tells nothing and is all there is stays until the ledger said whose it is.
+    known = found is not None or files.path(run.home, run.line).exists()
+    why = carrying.shift(run, None) if known else carrying.take(run)
+    late, told, won = "", None, False
     try:
+        found = found or _told(run)
         if found is not None and found.status in LIVE:
+            told = carrying.told_course(run, found)[1]
+            champion = run.registry.resolve(run.line)
+            won = champion is not None and champion.version == found.challenger.version
             _record_lost(run, found, alert)
-    finally:
-        splits.clear(run.home, run.line)
-        why = carrying.shift(run, None)
-    champion = run.registry.resolve(run.line)
+    except OutsideError as error:
+        if found is None:
+            raise
+        late = f"ledger: {error.message}"
     files.set_aside(run.home, run.line)
     files.discard(run.home, run.line)
     if found is None:
+        splits.clear(run.home, run.line)
         return None
-    won = champion is not None and champion.version == found.challenger.version
     after = found
     if found.status in LIVE:
-        status, percent = ("approved", 100.0) if won else ("inconclusive", 0.0)
-        after = ended(run, found, status, "state_lost", alert, percent=percent)
-    after = replace(after, alert=f"{alert}; {why}" if why else alert, cooldown_until=None)
+        after = _end_of_lost(run, found, alert, told, won)
+    after = replace(after, alert=carrying.joined(why or late, alert))
     files.save(run.home, after)
     return Decision("inconclusive", 0.0, Outcome.NO_DATA, alert, (), after)
+
+
+def _end_of_lost(
+    run: Runtime, found: Rollout, alert: str, told: Mapping[str, Any] | None, won: bool
+) -> Rollout:  # fmt: skip
+    """As what it ended: as the ledger says where that knows of its end already, else without a result."""
+    status: Status = "approved" if won else "inconclusive"
+    if told is not None and told["status"] == "rolled_back" and not won:
+        status = "rolled_back"
+    after = moves.ended(found, run.now, status, "state_lost", run.actor.name, alert)
+    until = None if told is None or not told.get("cooldown_until") else datetime.fromisoformat(told["cooldown_until"])
+    return replace(after, cooldown_until=until)
 
 
 def _record_lost(run: Runtime, found: Rollout, alert: str) -> None:
     last: Mapping[str, Any] | None = carrying.recorded_traffic(run, found)
     if last is not None and float(last["to"]) == 0:
         return
-    after = replace(ended(run, found, "inconclusive", "state_lost", alert), cooldown_until=None)
+    after = moves.ended(found, run.now, "inconclusive", "state_lost", run.actor.name, alert)
+    after = replace(after, cooldown_until=None)
     before = replace(found, percent=float(last["to"]) if last else found.percent)
     carrying.append(
         run, after, carrying.entries(before, after, action="state_lost", reason=alert, findings=(), move="", at=run.now)
     )
 
 
-def _remnant(run: Runtime) -> Rollout | None:
-    """The last that is known of a rollout whose state cannot be read: the backup of the same test, its split, or the ledger."""
-    backup = files.load_backup(run.home, run.line)
-    split: Split | None = splits.read(splits.path(run.home, run.line))
+def _remnant(run: Runtime, backup: Rollout | None, split: Split | None) -> Rollout | None:
+    """What the files still know of a rollout whose state cannot be read: the backup of the same test, or its split."""
     if backup is not None and (split is None or backup.test_id == split.test_id):
         return backup
-    if split is not None:
-        return _unplanned(run, split)
-    return _told(run)
+    return None if split is None else _unplanned(run, split)
 
 
 def _told(run: Runtime) -> Rollout | None:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,7 @@ def lines(home: Path) -> list[str]:
     """Lines that have a rollout, or something left of one, by name."""
     found = {
         file.name.removesuffix(suffix)
-        for suffix in (".json", ".split", ".next")
+        for suffix in (".json", ".split", ".next", ".bak")
         for file in (home / FOLDER).glob(f"*{suffix}")
         if not file.name.startswith(".")
     }
@@ -53,8 +54,8 @@ def load(home: Path, line: str) -> Rollout | None:
     """The state of a line's rollout, running or ended; None when the line never had one.
 
     Raises:
-        Refused: code `bad_rollout_state`; the file is cut short, changed, of another line or of an unknown schema.
-        OutsideError: it cannot be read.
+        Refused: code `bad_rollout_state`; the file is cut short, changed, of another line or of an unknown schema, or cannot
+            be opened: whoever cannot read how a rollout stands must not go on with it.
     """
     return _read(path(home, line), line)
 
@@ -63,7 +64,7 @@ def load_backup(home: Path, line: str) -> Rollout | None:
     """The last good state but one; None when there is none that can be read."""
     try:
         return _read(path(home, line).with_suffix(".bak"), line)
-    except (Refused, OutsideError):
+    except Refused:
         return None
 
 
@@ -107,18 +108,51 @@ def commit(home: Path, state: Rollout) -> None:
 
 def discard(home: Path, line: str) -> None:
     """Forget what was prepared."""
-    with contextlib.suppress(FileNotFoundError):
+    # A folder of that name was never prepared by anybody, and is read as nothing.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         _next(home, line).unlink()
 
 
 def set_aside(home: Path, line: str) -> Path | None:
-    """Move a state that cannot be read out of the way, as `<line>.bad`, for whoever looks into it; None when there is none."""
-    aside = path(home, line).with_suffix(".bad")
+    """Move a state that cannot be read out of the way, as `<line>.bad`, for whoever looks into it; None when there is none.
+
+    Raises:
+        OutsideError: code `cannot_write`; it stays where it is.
+    """
+    file = path(home, line)
+    # A folder takes no other's place.
+    aside = file.with_suffix(f".{secrets.token_hex(4)}.bad" if file.is_dir() else ".bad")
     try:
-        os.replace(path(home, line), aside)
+        os.replace(file, aside)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _stuck(file, error) from error
     return aside
+
+
+def withdraw(home: Path, line: str) -> None:
+    """Make the state the backup, so that there is none: what is left to do where the next one cannot be written.
+
+    It takes no room on a disk that is full. Whoever looks next finds a rollout without a state, which gets no traffic.
+
+    Raises:
+        OutsideError: code `cannot_write`; the state is what it was.
+    """
+    file = path(home, line)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(file, file.with_suffix(".bak"))
+        discard(home, line)
+    except OSError as error:
+        raise _stuck(file, error) from error
+
+
+def _stuck(file: Path, error: OSError) -> OutsideError:
+    return OutsideError(
+        f"the state of a rollout can be moved out of the way, but {error.strerror or error}",
+        code="cannot_write", where=f"{FOLDER}/{file.name}", cure="see who may write $ESTEIRA_HOME, then try again",
+    )  # fmt: skip
 
 
 def encode(state: Rollout) -> bytes:
@@ -250,10 +284,12 @@ def _read(file: Path, line: str) -> Rollout | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutsideError(
+        raise Refused(
             f"the state of a rollout can be read, but {error.strerror}",
-            code="state_away", where=f"{FOLDER}/{file.name}", cure="see who may read $ESTEIRA_HOME, then try again",
-        ) from error  # fmt: skip
+            code="bad_rollout_state",
+            where=f"{FOLDER}/{file.name}",
+            cure="`esteira rollout tick LINE` takes all traffic from the candidate and ends the rollout; the file is kept as .bad",
+        ) from error
     return decode(data, line)
 
 

@@ -4,7 +4,6 @@ Internal and beta users are named units, and beside them a small share of the ot
 callers name no users has the three stages too.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ from esteira.errors import ConfigError
 from esteira.gate import Outcome, Result
 from esteira.rollout import moves
 from esteira.rollout.moves import finding
-from esteira.rollout.posterior import wilson
+from esteira.rollout.posterior import error_excess, wilson
 from esteira.rollout.rules import errors, outage
 from esteira.rollout.state import Decision, Rollout
 from esteira.rollout.sums import Sums
@@ -125,9 +124,8 @@ class Flags:
         found = errors("error_harm", candidate, control, self.errors, self.harm_served)
         if found.outcome is NO_DATA:
             return found
-        rate, base = (candidate.errors + 1) / (candidate.served + 2), (control.errors + 1) / (control.served + 2)
-        spread = math.sqrt(rate * (1 - rate) / candidate.served + base * (1 - base) / control.served)
-        harmed = rate - base - self.harm_errors * spread > self.errors
+        excess, spread = error_excess(candidate, control)
+        harmed = excess - self.harm_errors * spread > self.errors
         return found.model_copy(update={"outcome": FAIL if harmed else PASS})
 
     def _enough(self, candidate: Sums, control: Sums) -> Result:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esteira.gate import Op, Outcome, Result
-from esteira.rollout.state import Action, Decision, Rollout
+from esteira.rollout.state import Action, Decision, Rollout, Status
 
 HOUR = 3600.0
 EARLY = 30.0
@@ -110,26 +110,38 @@ def advance(
 
 def promote(state: Rollout, now: datetime, reason: str, findings: Sequence[Result] = (), **changes: Any) -> Decision:
     """The candidate takes everything and becomes the champion."""
-    ended: dict[str, Any] = {"status": "approved", "percent": 100.0, "alert": ""}
-    return _act("promote", Outcome.PASS, state, now, 100.0, reason, findings, {**ended, **changes})
+    end = _end("approved", now)
+    return _act("promote", Outcome.PASS, state, now, 100.0, reason, findings, {**end, **changes})
 
 
 def roll_back(state: Rollout, now: datetime, reason: str, findings: Sequence[Result] = (), **changes: Any) -> Decision:
     """The champion takes everything back, and the candidate is not tried again for a day (H-44)."""
-    ended: dict[str, Any] = {
-        "status": "rolled_back", "percent": 0.0, "cooldown_until": now + COOLDOWN, "alert": reason,
-    }  # fmt: skip
-    return _act("roll_back", Outcome.FAIL, state, now, 0.0, reason, findings, {**ended, **changes})
+    end = {**_end("rolled_back", now), "alert": reason}
+    return _act("roll_back", Outcome.FAIL, state, now, 0.0, reason, findings, {**end, **changes})
 
 
 def inconclusive(
     state: Rollout, now: datetime, reason: str, findings: Sequence[Result] = (), **changes: Any
 ) -> Decision:
     """The champion takes everything back because the time is over and nothing was shown."""
-    ended: dict[str, Any] = {
-        "status": "inconclusive", "percent": 0.0, "cooldown_until": now + COOLDOWN, "alert": reason,
+    end = {**_end("inconclusive", now), "alert": reason}
+    return _act("inconclusive", Outcome.NO_DATA, state, now, 0.0, reason, findings, {**end, **changes})
+
+
+def ended(state: Rollout, now: datetime, status: Status, action: str, actor: str, reason: str) -> Rollout:
+    """The same at an end that no policy decided; it may have been paused."""
+    end = _end(status, now)
+    return state.changed(
+        {**end, "paused_at": None, "history": _more(state, now, action, end["percent"], actor, reason)}
+    )
+
+
+def _end(status: Status, now: datetime) -> dict[str, Any]:
+    """What every end of this kind changes: all or nothing for the candidate, and a rest unless it won."""
+    won = status == "approved"
+    return {
+        "status": status, "percent": 100.0 if won else 0.0, "cooldown_until": None if won else now + COOLDOWN, "alert": "",
     }  # fmt: skip
-    return _act("inconclusive", Outcome.NO_DATA, state, now, 0.0, reason, findings, {**ended, **changes})
 
 
 def paused(state: Rollout, now: datetime, actor: str, reason: str) -> Rollout:

@@ -1,5 +1,6 @@
 """The policies by name. A policy is imported when it is asked for, so that naming one costs nothing."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,11 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {
 }
 """Name -> what makes the policy. `rules` is H-42 and H-43, `ab` S-37, `flags` S-38."""
 
+OPTIONS: Mapping[str, frozenset[str]] = {
+    "rules": frozenset({"rules"}), "ab": frozenset({"primaries"}), "flags": frozenset({"units"}),
+}  # fmt: skip
+"""What a line or a person may say of a policy's plan; nothing of one that does not stand here."""
+
 
 def make(name: str) -> Policy:
     """The policy of this name.
@@ -70,10 +76,34 @@ def planned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         options: as the line or the person who starts it said; JSON values.
 
     Raises:
-        ConfigError: there is no such policy, or it cannot work with these options.
+        ConfigError: there is no such policy, it takes no such option (`unknown_option`), what is given is no JSON
+            (`bad_option`), or it cannot work with it.
     """
     plan = getattr(make(name), "planned", None)
-    if plan is None:
-        return dict(options)
-    ready: dict[str, Any] = plan(options)
+    takes = OPTIONS.get(name, frozenset())
+    if odd := sorted(set(options) - takes):
+        raise ConfigError(
+            f"the policy {name} takes {' and '.join(sorted(takes)) or 'no options'}, but got {', '.join(map(str, odd))}"[:300],
+            code="unknown_option", where="deploy.rollout_options",
+            cure='see docs/release.md for the options of each policy; a number of the rules is given as {"rules": {...}}',
+        )  # fmt: skip
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a plan is kept as JSON, but: {str(error)[:200]}",
+            code="bad_option", where="deploy.rollout_options", cure="give finite numbers, texts, lists and objects",
+        ) from error  # fmt: skip
+    ready: dict[str, Any] = dict(options) if plan is None else plan(options)
     return ready
+
+
+def needs(name: str, plan: Mapping[str, Any]) -> str:
+    """What a rollout asks of its target beyond a share: `named`, `sticky` (see `esteira.rollout.targets`), or nothing.
+
+    Args:
+        plan: what `planned` returned.
+    """
+    if name == "ab":
+        return "sticky"
+    return "named" if name == "flags" and any(plan.get("units", {}).values()) else ""

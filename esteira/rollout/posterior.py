@@ -94,6 +94,17 @@ def p_value(candidate: Sums, control: Sums) -> float | None:
     return math.erfc(abs(a - b) / math.sqrt(2 * variance * (1 / candidate.labelled + 1 / control.labelled)))
 
 
+def error_excess(candidate: Sums, control: Sums) -> tuple[float, float]:
+    """The candidate's error rate less the control's, and the standard error of that. Each arm must have served a unit.
+
+    One more error and one more answer without are counted in each arm, so that an arm without errors has a spread, too. Requests
+    of one user of an experiment count as what they weigh (`Sums.weight`).
+    """
+    n, m = candidate.served * candidate.weight, control.served * control.weight
+    rate, base = (candidate.errors * candidate.weight + 1) / (n + 2), (control.errors * control.weight + 1) / (m + 2)
+    return rate - base, math.sqrt(rate * (1 - rate) / n + base * (1 - base) / m)
+
+
 @lru_cache
 def two_sided(level: float) -> float:
     """Standard deviations of the normal distribution that hold this share of it on both sides: 1.96 for 0.95."""

@@ -128,7 +128,8 @@ def require(
         f"a candidate gets live traffic when all preconditions hold, but {missing}",
         code="preconditions",
         where=f"{version.line}, version {version.version}",
-        cure="train on more or real data and let the gate judge it; a small line may say deploy.min_samples in params.yaml",
+        cure="train on more or real data and let the gate judge it; a small line may say --option min_samples=N, or before its next"
+        " run deploy.min_samples in params.yaml",
     )
 
 

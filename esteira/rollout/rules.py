@@ -15,7 +15,7 @@ from esteira.gate import Outcome, Result
 from esteira.latency import BOUNDS, of_counts
 from esteira.rollout import moves
 from esteira.rollout.moves import finding
-from esteira.rollout.posterior import not_worse
+from esteira.rollout.posterior import error_excess, not_worse
 from esteira.rollout.state import Decision, Rollout
 from esteira.rollout.sums import Sums
 
@@ -100,24 +100,33 @@ class Rules:
             ConfigError: see `planned`.
         """
         said = options.get("rules")
-        if not said:
+        if said is None or said == {}:
             return self
-        known = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _SET}
         for name, value in said.items() if isinstance(said, Mapping) else [(str(said), None)]:
-            whole = isinstance(known.get(name), int)
-            if (
-                name not in known or isinstance(value, bool) or not isinstance(value, int if whole else (int, float))
-                or not math.isfinite(value) or value < 0
-            ):  # fmt: skip
+            if not self._takes(name, value):
                 raise ConfigError(
-                    f"a rollout's rules take numbers of 0 or more for {', '.join(known)}, but got {name!r}: {value!r}"[
-                        :600
-                    ],
+                    f"a rollout's rules take counts of 1 or more, shares of 0 to 1, and a ratio of latencies above 0, for "
+                    f"{', '.join(sorted(self._open()))}, but got {name!r}: {value!r}"[:700],
                     code="bad_rule",
                     where="deploy.rollout_options.rules",
                     cure="see docs/release.md for what each number is",
                 )
         return replace(self, **said)
+
+    def _open(self) -> Mapping[str, Any]:
+        """The numbers that a line may set otherwise, as they are."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _SET}
+
+    def _takes(self, name: Any, value: Any) -> bool:
+        """Whether a number may be this one: a count, a ratio, or else a share or a probability."""
+        known = self._open()
+        if name not in known or isinstance(value, bool):
+            return False
+        if isinstance(known[name], int):
+            return isinstance(value, int) and value >= 1
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return value > 0 if name == "stable_latency" else 0 <= value <= 1
 
     def decide(self, state: Rollout, now: datetime) -> Decision:
         """What to do at this moment; pure. Nothing but a due look costs more than a few microseconds."""
@@ -343,6 +352,5 @@ def outage(candidate: Sums, control: Sums, bound: float, need: int) -> bool:
     """
     if candidate.served < need or not control.served:
         return False
-    rate, base = (candidate.errors + 1) / (candidate.served + 2), (control.errors + 1) / (control.served + 2)
-    spread = math.sqrt(rate * (1 - rate) / candidate.served + base * (1 - base) / control.served)
-    return rate - base - OUTAGE * spread > bound
+    excess, spread = error_excess(candidate, control)
+    return excess - OUTAGE * spread > bound

@@ -38,7 +38,7 @@ _ENDED: Mapping[str, Ending] = {"promote": "promoted", "roll_back": "rolled_back
 RATES = (100, 400)
 """Units an hour, all of them labelled in the end; run number n takes the one at n modulo 2."""
 MOST_HOURS = 600
-"""Longer than the longest rollout of H-43, 4 times 144 h; one that lasts longer is told as `running`."""
+"""Longer than the longest rollout of H-43, 4 times 144 h; one that lasts longer, or than its policy's `longest`, is told as `running`."""
 SHARES = (10.0, 25.0, 50.0, 100.0)
 """Percent that the stages of H-42 have; a policy with others is played on traffic that is drawn in finer bands."""
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -104,7 +104,7 @@ class Run(NamedTuple):
     Attributes:
         rate: units an hour.
         ending: how.
-        hours: from its start to its end, or MOST_HOURS.
+        hours: from its start to its end, or as far as it was played.
         harm: units that the candidate answered wrongly or not, and the control would have answered rightly (expected number).
     """
 
@@ -330,7 +330,7 @@ def play(policy: Policy, stream: Stream, options: Mapping[str, Any] | None = Non
     stages = {state.stage: _Stage(stream, 0, _place(stream, state.percent))}
     loss = max(0.0, -scenario.lift) + scenario.errors
     ending: Ending = "running"
-    for hours in range(1, MOST_HOURS + 1):
+    for hours in range(1, math.ceil(max(MOST_HOURS, getattr(policy, "longest", 0))) + 1):
         sums = {stage: passing.sums(hours) for stage, passing in stages.items()}
         decision = policy.decide(state.with_sums(sums), START + timedelta(hours=hours))
         if decision.action in _ENDED:

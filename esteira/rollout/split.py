@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esteira import outputs
-from esteira.errors import ConfigError
+from esteira.errors import ConfigError, OutsideError
 from esteira.rollout.state import Side
 
 SCHEMA = 1
@@ -58,6 +58,12 @@ class Split:
     def outside(self) -> bool:
         """Whether something before the service splits the traffic."""
         return self.options.get("outside") is True
+
+    @property
+    def primaries(self) -> tuple[str, ...]:
+        """What an experiment measures, by place; nothing for any other rollout. A user of an experiment counts once."""
+        said = self.options.get("primaries")
+        return tuple(map(str, said)) if isinstance(said, list | tuple) else ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `read` takes them back."""
@@ -128,6 +134,16 @@ def write(home: Path, line: str, split: Split) -> None:
 
 
 def clear(home: Path, line: str) -> None:
-    """Take all traffic from the candidate; nothing happens when there is no split."""
-    with contextlib.suppress(FileNotFoundError):
-        path(home, line).unlink()
+    """Take all traffic from the candidate; nothing happens when there is no split.
+
+    Raises:
+        OutsideError: code `cannot_write`; the file cannot be removed, so that whoever reads it goes on by it.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path(home, line).unlink()
+    except OSError as error:
+        raise OutsideError(
+            f"a split can be removed, but: {error.strerror or error}",
+            code="cannot_write", where=f"{FOLDER}/{path(home, line).name}", cure="see who may write $ESTEIRA_HOME, or remove it",
+        ) from error  # fmt: skip

@@ -1,13 +1,16 @@
 """Running sums of what an arm of a rollout answered (H-41): counts, sums, squares and a latency histogram, never a payload."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from numbers import Real
+from typing import Any, Literal, Self, TypeGuard
 
 from esteira.latency import BOUNDS
 
 ArmName = Literal["candidate", "control"]
+_LATER = ("units", "units_sq")
+"""Numbers that sums of the first version do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,9 @@ class Sums:
         confidence: sum of these, each in [0, 1].
         confidence_sq: sum of their squares.
         latency: bucket of `esteira.latency.BOUNDS` (`bisect_right(BOUNDS, seconds)`) -> answers.
+        units: of an experiment (`ab`), whose requests name their user: users that were served. `served` then counts their requests,
+            and `labelled` users again, each with the mean of its outcomes. 0 where each request is a unit of its own.
+        units_sq: sum of the squares of the requests of each of these.
     """
 
     served: int = 0
@@ -35,6 +41,8 @@ class Sums:
     confidence: float = 0.0
     confidence_sq: float = 0.0
     latency: Mapping[int, int] = field(default_factory=dict)
+    units: int = 0
+    units_sq: int = 0
 
     def __add__(self, other: "Sums") -> "Sums":
         """Both together."""
@@ -47,6 +55,20 @@ class Sums:
         for bucket, count in other.latency.items():
             latency[bucket] = latency.get(bucket, 0) + count
         return Sums(**numbers, latency=latency)
+
+    @property
+    def people(self) -> int:
+        """Users that were served, each once; where each request is a unit of its own, requests."""
+        return self.units or self.served
+
+    @property
+    def weight(self) -> float:
+        """What one request counts in terms of independent ones, in (0, 1].
+
+        Kish's effective sample size over the requests: were all requests of a user to say the same, which is the worst,
+        their mean would vary as that of so many independent ones.
+        """
+        return min(1.0, self.served / self.units_sq) if self.units_sq else 1.0
 
     @property
     def error_rate(self) -> float | None:
@@ -82,6 +104,8 @@ class Sums:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them."""
         numbers = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "latency"}
+        if not self.units_sq:  # the users of one writer may all have been seen by another, first
+            numbers = {name: value for name, value in numbers.items() if name not in _LATER}
         return {**numbers, "latency": {str(bucket): count for bucket, count in sorted(self.latency.items())}}
 
     @classmethod
@@ -96,25 +120,57 @@ class Sums:
         parts: dict[str, Any] = {
             name: float(said[name]) for name in ("outcome", "outcome_sq", "confidence", "confidence_sq")
         }
-        if set(said) != {*whole, *parts, "latency"}:
+        later = {name: int(said[name]) for name in _LATER if name in said}
+        if set(said) != {*whole, *parts, *later, "latency"}:
             raise ValueError("sums have other fields")
-        return cls(**whole, **parts, latency=latency)
+        return cls(**whole, **parts, **later, latency=latency)
 
 
-def answered(seconds: float, *, confidence: float | None = None, error: bool = False) -> Sums:
-    """One served unit.
+class Tally:
+    """Sums that grow by one served unit at a time; whoever counts, live or from a log, counts by `add`.
 
-    Args:
-        seconds: until its answer.
-        confidence: of the answer, in [0, 1]; None where it has none.
-        error: the arm could not answer.
+    One thread adds and another may read: it may see a unit half counted, and sees it whole at its next look.
     """
-    sure = confidence is not None and not error
-    value = float(confidence) if sure and confidence is not None else 0.0
-    return Sums(
-        served=1, errors=int(error), sure=int(sure), confidence=value, confidence_sq=value * value,
-        latency={} if error else {bisect_right(BOUNDS, seconds): 1},
-    )  # fmt: skip
+
+    __slots__ = ("confidence", "confidence_sq", "errors", "latency", "served", "sure")
+
+    def __init__(self) -> None:
+        self.served = self.errors = self.sure = 0
+        self.confidence = self.confidence_sq = 0.0
+        self.latency = [0] * (len(BOUNDS) + 1)
+
+    def add(self, seconds: float | None = None, confidences: Iterable[object] = (), *, error: bool = False) -> None:
+        """Count one unit.
+
+        Args:
+            seconds: until its answer; None where that is not comparable with the other arm's.
+            confidences: of its answers; what is no number in [0, 1] is none.
+            error: the arm could not answer; then nothing else counts.
+        """
+        self.served += 1
+        if error:
+            self.errors += 1
+            return
+        if seconds is not None:
+            self.latency[bisect_right(BOUNDS, seconds)] += 1
+        for said in confidences:
+            if number(said) and 0.0 <= (value := float(said)) <= 1.0 + 1e-9:
+                self.sure += 1
+                self.confidence += value
+                self.confidence_sq += value * value
+
+    def sums(self) -> Sums:
+        """What was counted so far."""
+        latency = {bucket: count for bucket, count in enumerate(self.latency.copy()) if count}
+        return Sums(
+            served=self.served, errors=self.errors, sure=self.sure, confidence=self.confidence,
+            confidence_sq=self.confidence_sq, latency=latency,
+        )  # fmt: skip
+
+
+def number(value: object) -> TypeGuard[Real]:
+    """Whether it is a real number; numpy's are, too, and True is none."""
+    return type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def labelled(outcome: float) -> Sums:

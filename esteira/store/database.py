@@ -32,11 +32,14 @@ from esteira.settings import redact
 DriverError = SQLAlchemyError
 """What a database under another library's care raises."""
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test compares it with the folder."""
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another before it gives up."""
+
+CONNECT_SECONDS = 5.0
+"""How long PostgreSQL may take to answer at all."""
 
 _MIGRATION_LOCK = 7_233_001
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
@@ -186,7 +189,9 @@ def open_engine(text: str) -> Engine:
     common: dict[str, Any] = {"hide_parameters": True, "json_serializer": to_json}
     try:
         if url.get_backend_name() == "postgresql":
-            engine = sa.create_engine(url, pool_pre_ping=True, pool_size=4, **common)
+            # A host that swallows packets would else hold whoever opens, such as a roll back, for two minutes.
+            waits = {"connect_timeout": int(CONNECT_SECONDS)}
+            engine = sa.create_engine(url, pool_pre_ping=True, pool_size=4, connect_args=waits, **common)
             _engines.add(engine)
             return engine
         folder = Path(str(url.database)).parent

@@ -119,6 +119,18 @@ class Releases:
         for row in connection.execute(query.execution_options(yield_per=50)).mappings():
             yield {**row, "evidence": json.loads(row["evidence"])}
 
+    def last(self, connection: Connection, version: Version, kind: str) -> dict[str, Any] | None:
+        """The newest entry of a kind about exactly this version's bundle; None without one."""
+        about = version.version, version.bundle_id
+        return next(
+            (
+                one
+                for one in self.entries(connection, version.line, kind)
+                if (one["version"], one["bundle_id"]) == about
+            ),
+            None,
+        )
+
     def champions(self, connection: Connection, line: str) -> Iterator[int]:
         """The versions that became the champion of a line, the latest first; one that did so twice comes twice."""
         for entry in self.entries(connection, line, "alias"):

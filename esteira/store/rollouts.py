@@ -5,8 +5,8 @@ is killed loses what it had not written and nothing is ever counted twice. Truth
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -22,8 +22,13 @@ from esteira.store.store import Store, now
 
 LABELS = "labels"
 """The writer whose rows hold the outcomes."""
+KEPT = timedelta(days=30)
+"""How long an answer waits for its truth; `prune` is told the time before that."""
 
-_LABEL_LOCK = 7_233_004
+Place = tuple[int, ArmName]
+"""A stage and an arm."""
+
+_LABEL_LOCK, _UNIT_LOCK = 7_233_004, 7_233_005
 _MOST = 500  # rows of one statement
 
 
@@ -72,26 +77,62 @@ class Rollouts:
             arms[arm] = arms.get(arm, Sums()) + _read(said, test_id, source)
         return found
 
-    def put_sums(
-        self, test_id: str, stage: int, arm: ArmName, source: str, sums: Sums, *, at: datetime | None = None
-    ) -> None:
-        """Write what one writer has counted so far, over what it wrote before.
+    def put_all(
+        self, test_id: str, source: str, sums: Mapping[Place, Sums], *, seen: Mapping[Place, Mapping[str, int]] | None = None,
+        at: datetime | None = None,
+    ) -> dict[Place, Sums]:  # fmt: skip
+        """Write what one writer has counted so far, over what it wrote before; all stages and arms or none.
 
         Args:
             source: the writer, at most 64 characters, never `LABELS`.
+            sums: with the `units` that this gave back last time.
+            seen: of an experiment: users (`unit_key`) and their requests since then, of places that are among `sums`.
             at: when; aware, now by default.
-        """
-        self.put_all(test_id, source, {(stage, arm): sums}, at=at)
 
-    def put_all(
-        self, test_id: str, source: str, sums: Mapping[tuple[int, ArmName], Sums], *, at: datetime | None = None
-    ) -> None:
-        """The same for several stages and arms, all or none."""
+        Returns:
+            What was written: `sums` with the users that nobody had seen before.
+        """
         if source == LABELS:
             raise ValueError(f"a writer has another name than {LABELS!r}")
+        moment, written = at or now(), dict(sums)
         with self._store.begin() as connection:
-            for (stage, arm), one in sums.items():
-                self._put(connection, test_id, stage, arm, source, one, at or now())
+            if seen:
+                self._store.serialise(connection, _UNIT_LOCK)
+            for place, requests in (seen or {}).items():
+                units, squares = self._see(connection, test_id, place[1], requests, moment)
+                one = written[place]
+                written[place] = replace(one, units=one.units + units, units_sq=one.units_sq + squares)
+            for (stage, arm), one in written.items():
+                self._put(connection, test_id, stage, arm, source, one, moment)
+        return written
+
+    def _see(
+        self, connection: Connection, test_id: str, arm: ArmName, requests: Mapping[str, int], at: datetime
+    ) -> tuple[int, int]:
+        """Count requests of users; tells how many users are new, and by how much the sum of the squared requests grew."""
+        c, names = t.rollout_tallies.c, sorted(requests)
+        insert = self._store._insert(t.rollout_tallies)
+        upsert = insert.on_conflict_do_update(
+            index_elements=["tenant_id", "test_id", "arm", "unit"],
+            set_={"served": insert.excluded.served, "at": insert.excluded.at},
+        )
+        new = squares = 0
+        for start in range(0, len(names), _MOST):
+            some = names[start : start + _MOST]
+            query = sa.select(c.unit, c.served).where(
+                *self._of(t.rollout_tallies, test_id), c.arm == arm, c.unit.in_(some)
+            )
+            before = {row.unit: row.served for row in connection.execute(query)}
+            after = {unit: before.get(unit, 0) + requests[unit] for unit in some}
+            new += len(after) - len(before)
+            squares += sum(served**2 - before.get(unit, 0) ** 2 for unit, served in after.items())
+            rows = [
+                {"tenant_id": self._store.tenant, "test_id": test_id, "arm": arm, "unit": unit, "served": served,
+                 "outcomes": {}, "at": at}
+                for unit, served in after.items()
+            ]  # fmt: skip
+            connection.execute(upsert, rows)
+        return new, squares
 
     def note_units(self, units: Iterable[RolloutUnit]) -> None:
         """Keep answers until their truth comes; one that is there already stays as it is."""
@@ -153,6 +194,8 @@ class Rollouts:
     ) -> Labelled | None:  # fmt: skip
         """Count the outcome of an answer, once, for the arm and stage that answered.
 
+        A user of an experiment counts once, with the mean of the outcomes of all its answers.
+
         Args:
             outcome: of the answer by its truth, in [0, 1]; not asked where the truth has come before.
             at: when the truth came; now by default.
@@ -172,11 +215,7 @@ class Rollouts:
             return Labelled(found, counted=False)
         value: Any = outcome(found)
         if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
-            raise DataError(
-                f"an outcome lies in [0, 1], but got {value!r}",
-                code="bad_outcome", where=f"line {found.line}, answer of {found.request_id}",
-                cure="see that the truth has the label's type, and that the family's `outcome` keeps to [0, 1]",
-            )  # fmt: skip
+            raise _bad_outcome(value, f"line {found.line}, answer of {found.request_id}")
         moment = at or now()
         c = t.rollout_units.c
         with self._store.begin() as connection:
@@ -192,11 +231,44 @@ class Rollouts:
                 .values(outcome=float(value), labelled_at=moment)
             )
             if changed.rowcount:
-                before = self._labels(connection, found)
-                total = before + labelled(float(value))
-                self._put(connection, found.test_id, found.stage, found.arm, LABELS, total, moment)
+                self._count(connection, found, found.stage, float(value), moment)
         now_known = self.find(test_id=found.test_id, request_id=found.request_id, row=found.row_index)
         return None if now_known is None else Labelled(now_known, counted=bool(changed.rowcount))
+
+    def measure(
+        self, test_id: str, place: int, value: float, *, request_id: str | None = None, unit: str | None = None,
+        at: datetime | None = None,
+    ) -> Labelled | None:  # fmt: skip
+        """Count what else was measured of a user of an experiment, once a user and primary; a second value changes nothing.
+
+        Args:
+            place: of the primary in the experiment's plan, from 0.
+            value: in [0, 1].
+            request_id, unit: one of the user's requests, or the user.
+            at: when; now by default.
+
+        Returns:
+            The answer by which the user is known, its outcome the value that counts; None where no such user is kept.
+
+        Raises:
+            DataError: code `bad_outcome`: the value lies outside of [0, 1].
+        """
+        if not 0.0 <= value <= 1.0:
+            raise _bad_outcome(value, f"test {test_id}")
+        found = self.find(test_id=test_id, request_id=request_id, unit=unit)
+        if found is None:
+            return None
+        moment = at or now()
+        with self._store.begin() as connection:
+            self._store.serialise(connection, _LABEL_LOCK)
+            known = self._tally(connection, found)
+            if known is None:
+                return None
+            if str(place) not in known:
+                self._count(connection, found, place, float(value), moment)
+                return Labelled(replace(found, outcome=float(value), labelled_at=moment), counted=True)
+            n, total = known[str(place)]
+            return Labelled(replace(found, outcome=total / n), counted=False)
 
     def units(self, test_id: str) -> list[RolloutUnit]:
         """All answers of a test that are kept, by time, request and row."""
@@ -205,28 +277,57 @@ class Rollouts:
         with self._store.read() as connection:
             return [RolloutUnit(**row) for row in connection.execute(query).mappings()]
 
-    def forget(self, test_id: str) -> None:
-        """Drop sums and answers of a test; nothing happens where there are none."""
-        with self._store.begin() as connection:
-            for table in (t.rollout_units, t.rollout_sums):
-                connection.execute(sa.delete(table).where(*self._of(table, test_id)))
-
     def prune(self, before: datetime) -> int:
-        """Drop the answers that were given before, their truth known or not; sums stay. Tells how many went."""
-        c = t.rollout_units.c
-        with self._store.begin() as connection:
-            gone = connection.execute(
-                sa.delete(t.rollout_units).where(c.tenant_id == self._store.tenant, c.at < before)
-            )
-        return gone.rowcount
+        """Drop the answers that were given before, their truth known or not, and users who did not come since; sums stay.
 
-    def _labels(self, connection: Connection, unit: RolloutUnit) -> Sums:
+        Tells how many answers went. Whoever serves does it every hour, and `esteira tick` for who serves no more.
+        """
+        with self._store.begin() as connection:
+            units, _ = (
+                connection.execute(
+                    sa.delete(table).where(table.c.tenant_id == self._store.tenant, table.c.at < before)
+                ).rowcount
+                for table in (t.rollout_units, t.rollout_tallies)
+            )
+        return units
+
+    def _count(self, connection: Connection, unit: RolloutUnit, place: int, value: float, at: datetime) -> None:
+        """Add an outcome to the labels of a place; that of a user of an experiment to the user's mean."""
         c = t.rollout_sums.c
         query = sa.select(c.sums).where(
-            *self._of(t.rollout_sums, unit.test_id), c.stage == unit.stage, c.arm == unit.arm, c.source == LABELS
+            *self._of(t.rollout_sums, unit.test_id), c.stage == place, c.arm == unit.arm, c.source == LABELS
         )
         said = connection.execute(query).scalar_one_or_none()
-        return Sums() if said is None else _read(said, unit.test_id, LABELS)
+        total = Sums() if said is None else _read(said, unit.test_id, LABELS)
+        known = self._tally(connection, unit)
+        if known is None:
+            total += labelled(value)
+        else:
+            n, outcomes = known.get(str(place), (0, 0.0))
+            mean = (outcomes + value) / (n + 1)
+            total += labelled(mean)
+            if n:
+                former = labelled(outcomes / n)
+                total = replace(
+                    total, labelled=total.labelled - 1, outcome=total.outcome - former.outcome,
+                    outcome_sq=total.outcome_sq - former.outcome_sq,
+                )  # fmt: skip
+            tallies = t.rollout_tallies.c
+            connection.execute(
+                sa.update(t.rollout_tallies)
+                .where(*self._of(t.rollout_tallies, unit.test_id), tallies.arm == unit.arm, tallies.unit == unit.unit)
+                .values(outcomes={**known, str(place): (n + 1, outcomes + value)})
+            )
+        self._put(connection, unit.test_id, place, unit.arm, LABELS, total, at)
+
+    def _tally(self, connection: Connection, unit: RolloutUnit) -> dict[str, tuple[int, float]] | None:
+        """Place of a primary -> how many outcomes of this user are known, and their sum; None where the test is no experiment."""
+        c = t.rollout_tallies.c
+        query = sa.select(c.outcomes).where(
+            *self._of(t.rollout_tallies, unit.test_id), c.arm == unit.arm, c.unit == unit.unit
+        )
+        said: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
+        return None if said is None else {place: (int(n), float(total)) for place, (n, total) in said.items()}
 
     def _put(
         self, connection: Connection, test_id: str, stage: int, arm: str, source: str, sums: Sums, at: datetime
@@ -247,6 +348,14 @@ class Rollouts:
 
     def _of(self, table: sa.Table, test_id: str) -> tuple[sa.ColumnElement[bool], ...]:
         return table.c.tenant_id == self._store.tenant, table.c.test_id == test_id
+
+
+def _bad_outcome(value: object, where: str) -> DataError:
+    return DataError(
+        f"an outcome lies in [0, 1], but got {value!r}",
+        code="bad_outcome", where=where,
+        cure="see that the truth has the label's type, and that the family's `outcome` keeps to [0, 1]",
+    )  # fmt: skip
 
 
 def _text(value: str, most: int) -> str:

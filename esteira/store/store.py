@@ -400,13 +400,13 @@ class Store(Database):
 
     # The ledger's rows; `esteira.ledger` makes and checks the chain.
 
-    def ledger_head(self, connection: Connection) -> tuple[int, str] | None:
-        """Number and hash of the newest row; nobody else may append until the transaction ends. None when there is none."""
+    def ledger_head(self, connection: Connection) -> tuple[int, str, str] | None:
+        """Number, hash and time of the newest row; nobody else may append until the transaction ends. None when there is none."""
         self.alone(connection)
         c = t.ledger.c
-        query = sa.select(c.seq, c.hash).where(c.tenant_id == self.tenant).order_by(c.seq.desc()).limit(1)
+        query = sa.select(c.seq, c.hash, c.at).where(c.tenant_id == self.tenant).order_by(c.seq.desc()).limit(1)
         row = connection.execute(query).first()
-        return None if row is None else (int(row[0]), str(row[1]))
+        return None if row is None else (int(row[0]), str(row[1]), str(row[2]))
 
     def ledger_insert(self, connection: Connection, row: Mapping[str, Any]) -> None:
         """Add one row; the database itself refuses to change or remove it afterwards."""

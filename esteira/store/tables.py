@@ -311,3 +311,18 @@ rollout_units = _table(
     sa.Index("ix_rollout_units_unit", "tenant_id", "unit", "at"),
     sa.Index("ix_rollout_units_at", "tenant_id", "at"),
 )
+
+# Users of an experiment (policy `ab`), by the start of a hash: requests that were served, and how many outcomes of each primary
+# (its place in the plan, as text) they sum up to. So that a user counts once, whichever process serves.
+rollout_tallies = _table(
+    "rollout_tallies",
+    _tenant(),
+    sa.Column("test_id", sa.String(200), primary_key=True),
+    sa.Column("arm", sa.String(16), primary_key=True),
+    sa.Column("unit", sa.String(16), primary_key=True),
+    sa.Column("served", sa.Integer, nullable=False),
+    sa.Column("outcomes", sa.JSON, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    _one_of("arm", ARMS),
+    sa.Index("ix_rollout_tallies_at", "tenant_id", "at"),
+)

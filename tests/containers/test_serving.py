@@ -13,10 +13,11 @@ import docker
 import pytest
 
 from esteira.datasets import write_data
+from esteira.project import Project
 from esteira.registry import Registry
 from esteira.settings import load_settings
 from pipelines.containers import IMAGE_USER, run_in_containers
-from pipelines.plan import Project, decide
+from pipelines.plan import decide
 from tests.containers.engine import image, inside
 from tests.serving_process import KEY, Service
 from tests.small_bundle import make_bundle

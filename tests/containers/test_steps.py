@@ -11,10 +11,11 @@ import pytest
 
 from esteira.datasets import write_data
 from esteira.errors import ConfigError, OutsideError
+from esteira.project import Project
 from esteira.registry import Registry
 from esteira.settings import Settings, load_settings
 from pipelines.containers import ContainerFailed, Containers, run_in_containers
-from pipelines.plan import Plan, Project, decide
+from pipelines.plan import Plan, decide
 from pipelines.shape import NAMES
 from tests.containers import components
 from tests.containers.engine import image

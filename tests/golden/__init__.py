@@ -5,8 +5,9 @@ from typing import Any
 
 import yaml
 
+from esteira.project import read_project
 from pipelines.compile import defaults, write
-from pipelines.plan import Plan, read_project
+from pipelines.plan import Plan
 from pipelines.resources import Resources, read_resources
 
 HERE = Path(__file__).resolve().parent

@@ -13,21 +13,34 @@ class Target(Protocol):
 
     Attributes:
         name: of the kind: `in-process`, `haproxy` or `gateway`.
+        place: what is split there, in words: two lines with the same place would move each other's traffic.
         settle_seconds: that the champion's service may need, after a promotion, until it serves the new champion; so long the
             candidate's keeps all traffic. 0 where one service does both.
+        sticky: whether a unit that names itself stays in its arm.
+        named: whether units that the split names get the candidate.
     """
 
     name: str
     settle_seconds: float
+    sticky: bool
+    named: bool
+
+    @property
+    def place(self) -> str:
+        """See the class."""
+        ...
 
     def share(self) -> float | None:
         """Percent of the traffic that the challenger gets now, by the target's own account; None where it cannot be read."""
         ...
 
-    def shift(self, split: Split | None) -> None:
+    def shift(self, split: Split | None, *, first: bool = False) -> None:
         """Give the challenger the split's percent of the traffic, or none. Doing it again changes nothing.
 
         It returns once the target itself says so. What was cut off in between is mended by doing it again.
+
+        Args:
+            first: a rollout begins: what has just become the challenger may take its time until it is up.
 
         Raises:
             OutsideError: the target cannot be reached, refuses, or says something else afterwards; worth a retry.

@@ -97,15 +97,22 @@ class Gateway:
     Args:
         namespace: of the route and of both Services.
         route: its name.
-        patience: seconds that a challenger which has no share yet may take until it is ready: its pods load what has just
+        patience: seconds that a challenger may take until it is ready when a rollout begins: its pods load what has just
             become the challenger.
     """
 
     name = "gateway"
     settle_seconds = 60.0
+    # The API's weights know no unit.
+    sticky = named = False
 
     def __init__(self, namespace: str, route: str, *, patience: float = 20.0) -> None:
         self._namespace, self._route, self._patience = namespace, route, patience
+
+    @property
+    def place(self) -> str:
+        """The route."""
+        return f"gateway:{self._namespace}/{self._route}"
 
     @classmethod
     def parse(cls, place: str) -> Self:
@@ -133,7 +140,7 @@ class Gateway:
         except OutsideError:
             return None
 
-    def shift(self, split: Split | None) -> None:
+    def shift(self, split: Split | None, *, first: bool = False) -> None:
         """Patch the weights of the route as it is; when it changed in between (409), read it again and patch that.
 
         Raises:
@@ -153,7 +160,7 @@ class Gateway:
                     return
                 before = percent_of(rules)
                 if percent and (before is None or percent > before):
-                    self._await_candidate(api, route, 0.0 if before else self._patience)
+                    self._await_candidate(api, route, self._patience if first else 0.0)
                 after = self._patch(api, wanted, route["metadata"].get("resourceVersion"))
                 if after is None:
                     continue

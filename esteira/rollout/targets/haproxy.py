@@ -155,9 +155,15 @@ class HAProxy:
 
     name = "haproxy"
     settle_seconds = 60.0
+    sticky, named = True, False
 
     def __init__(self, socket: str, backend: str, *, patience: float = 2.0) -> None:
         self._socket, self._backend, self._patience = socket, backend, patience
+
+    @property
+    def place(self) -> str:
+        """Socket and backend."""
+        return f"haproxy:{self._socket}#{self._backend}"
 
     @classmethod
     def parse(cls, place: str) -> Self:
@@ -183,7 +189,7 @@ class HAProxy:
         except (OutsideError, ZeroDivisionError):
             return None
 
-    def shift(self, split: Split | None) -> None:
+    def shift(self, split: Split | None, *, first: bool = False) -> None:
         """Set the weights and read them back.
 
         A challenger that is not up yet may have its share: HAProxy gives it to the champion until it is.

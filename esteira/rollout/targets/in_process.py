@@ -16,16 +16,22 @@ class InProcess:
 
     name = "in-process"
     settle_seconds = 0.0
+    sticky = named = True
 
     def __init__(self, home: Path, line: str) -> None:
         self._home, self._line = home, line
+
+    @property
+    def place(self) -> str:
+        """A file of the line's own."""
+        return f"in-process {self._line}"
 
     def share(self) -> float | None:
         """What the file says; a file that cannot be trusted counts as 0, as it does for what serves."""
         split = splits.read(splits.path(self._home, self._line))
         return 0.0 if split is None else split.percent
 
-    def shift(self, split: Split | None) -> None:
+    def shift(self, split: Split | None, *, first: bool = False) -> None:
         """Write or remove the file.
 
         Raises:
