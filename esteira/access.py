@@ -454,7 +454,7 @@ def _read(home: Path) -> dict[str, Key] | None:
         with path.open("rb") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             data = stream.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # without a home there is no key file; what needs one says so
         return None
     except OSError as error:
         raise Refused(

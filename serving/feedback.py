@@ -69,8 +69,9 @@ class Feedback:
         try:
             if self._rollouts is None:
                 self._rollouts = self._connect()
+            unwritten = self._arms.waiting  # before the look: what waits then may be written by the time it ends
             found = label(self._rollouts)
-            if found is None and self._arms.waiting:
+            if found is None and unwritten:
                 self._arms.flush()
                 found = label(self._rollouts)
         except DataError as error:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from esteira.rollout.ab import AB
 from esteira.rollout.outcomes import outcome_of
 from esteira.rollout.sums import labelled
 from esteira.store import Store
+from esteira.store.rollouts import Rollouts
 from families.tabular import FAMILY
 from serving import shapes
 from serving.feedback import _asked
@@ -81,6 +83,28 @@ def test_a_truth_may_name_the_unit(line: Line) -> None:
     status, found = line.label(unit=EARLY, truth="yes")
 
     assert (200, "r1", "candidate") == (status, found["request_id"], found["arm"])
+
+
+def test_an_answer_that_is_written_while_it_is_looked_for_is_found(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+    note, label = Rollouts.note_units, Rollouts.label
+
+    def note_late(self: Rollouts, units: Any) -> None:
+        assert looked.wait(10)
+        note(self, units)
+
+    def look_first(self: Rollouts, *args: Any, **options: Any) -> Any:
+        found = label(self, *args, **options)
+        if not looked.is_set():
+            looked.set()
+            line.arms.flush(10)
+        return found
+
+    monkeypatch.setattr(Rollouts, "note_units", note_late)
+    monkeypatch.setattr(Rollouts, "label", look_first)
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+
+    assert 200 == line.label(request_id="r1", truth="yes")[0]
 
 
 def test_each_row_of_a_request_has_a_truth_of_its_own(line: Line) -> None:
