@@ -19,7 +19,8 @@ from esteira.bundle import verify
 from esteira.crash import point
 from esteira.errors import OutsideError, Refused, SourceError
 from esteira.registry import Registry
-from esteira.release.policy import Asked, ReleasePolicy, decided
+from esteira.release import approvals
+from esteira.release.policy import Asked, ReleasePolicy, decided, stricter
 from esteira.release.staging import stage
 from esteira.settings import Settings, load_settings
 
@@ -105,7 +106,7 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     verify(bundle, bundle_id)
     settings = load_settings()
     registry, actor = Registry(settings), access.who(settings)
-    policy, now = decided(params, line), datetime.now(UTC)
+    policy, now = _policy(registry, line, version, params), datetime.now(UTC)
     before = registry.resolve(line, params.alias)
     moves = before is None or before.version != version
     if moves:
@@ -113,7 +114,6 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     release = moves and params.alias == "champion"
     by_shares = policy.rollout == "staged" and before is not None
     waits = policy.approval_mode == "required"
-    rehearsal = None
     with _start_build(bundle, out / "bento", line, version) as building:
         try:
             if moves:
@@ -122,9 +122,7 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
             # Nobody is asked for what cannot be built; else the server of the rehearsal boots meanwhile.
             tag = _finish_build(building) if waits else ""
             if release and (policy.rehearse or by_shares or waits):
-                rehearsal = stage(
-                    registry, line, version, settings=settings, actor=actor, policy=policy, reason=params.reason
-                ).rehearsal  # fmt: skip
+                stage(registry, line, version, settings=settings, actor=actor, policy=policy, reason=params.reason)
             tag = tag or _finish_build(building)
         except BaseException:
             building.kill()
@@ -132,7 +130,7 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     point("deploy.built")
     outcome: tuple[str, str, str | None] = params.alias, "released", None
     if release:
-        outcome = _release(registry, line, version, settings, params, policy, actor, by_shares, rehearsal)
+        outcome = _release(registry, line, version, settings, params, policy, actor, by_shares)
     elif moves:
         registry.set_alias(line, params.alias, version, actor=actor, reason=params.reason)
     point("deploy.moved")
@@ -150,6 +148,15 @@ def run(*, receipt: Path, bundle: Path, line: str, out: Path, params: Params) ->
     )
     outputs.write(out, {"deployment.json": (report.model_dump_json(indent=1) + "\n").encode()})
     return report
+
+
+def _policy(registry: Registry, line: str, version: int, params: Params) -> ReleasePolicy:
+    """What this run was told, and at least what the version was registered under."""
+    told, recorded = decided(params, line), approvals.terms(registry.store, registry.must(line, version))
+    if recorded is None:
+        return told
+    # Whoever may release may leave the rehearsal out of this one run; the record of the version says so.
+    return stricter(told, recorded).model_copy(update={"rehearse": told.rehearse})
 
 
 def _refuse(
@@ -181,7 +188,6 @@ def _release(
     policy: ReleasePolicy,
     actor: Actor,
     by_shares: bool,
-    rehearsal: int | None,
 ) -> tuple[str, str, str | None]:
     """Alias, status and rollout that a version came to."""
     if policy.approval_mode == "required":
@@ -196,8 +202,7 @@ def _release(
         )  # fmt: skip
         alias, test_id = "staging", begun.test_id
     else:
-        evidence = {"policy": policy.approval_mode, "rehearsal": rehearsal}
-        registry.promote(line, version, actor=actor, reason=params.reason, evidence=evidence)
+        registry.promote(line, version, actor=actor, reason=params.reason, evidence={"policy": policy.approval_mode})
     return alias, "released", test_id
 
 

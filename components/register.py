@@ -15,7 +15,7 @@ from esteira import bundle as bundles
 from esteira.errors import Refused, SourceError
 from esteira.ledger import canonical
 from esteira.registry import Registry, Version, datasets
-from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of
+from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of, stricter
 from esteira.settings import Settings, load_settings
 from esteira.store.database import plain
 
@@ -135,9 +135,13 @@ def asked_for(registry: Registry, run_id: str, manifest: dict[str, Any], line: s
 
 
 def release_policy(asked: dict[str, Any], line: str) -> ReleasePolicy:
-    """How the line is released: as its run was told, or by params.yaml where a single step is run."""
+    """How the line is released, by its family and params.yaml; what one run was told besides makes it stricter only.
+
+    Whoever releases the version later is held to it, and whoever trains has no say in that.
+    """
     said = asked.get("sections", {}).get("deploy")
-    return policy_of(line) if said is None else decided(Asked.model_validate(said), line)
+    ours = policy_of(line)
+    return ours if said is None else stricter(decided(Asked.model_validate(said), line), ours)
 
 
 def validator_report(profile: Path | None, dataset: dict[str, Any]) -> dict[str, Any]:

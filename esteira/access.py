@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,8 @@ MATRIX: Mapping[str, frozenset[str]] = {
 }
 """Role -> what it may do; what does not stand here is refused."""
 
-# What goes by the key file alone where the store is away: a bad version is not to wait, and there is little to read then.
+# What goes by the key file alone where the store is away, or what it says of keys cannot be read: a bad version is not to wait, and
+# who looks for what is broken reads.
 _ALONE = frozenset({"roll_back", "read"})
 
 EVERY_LINE = "*"
@@ -95,6 +96,8 @@ class Key:
         sha256: of the key, hexadecimal.
         created_at, revoked_at: ISO 8601, UTC; `revoked_at` is empty while it opens.
         shown: False while it is being made: it opens nothing, and counts for nothing.
+        attempts: `sha256` of the keys that were begun under this name before it and never shown. A store may have been told of one
+            of them; nobody has it.
     """
 
     name: str
@@ -103,17 +106,32 @@ class Key:
     created_at: str
     revoked_at: str = ""
     shown: bool = True
+    attempts: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """What the ledger says of it: one step further from the key than what is kept."""
-        return hashlib.sha256(self.sha256.encode()).hexdigest()
+        return _digest(self.sha256)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """What a store may have been told of it: of itself, or of an attempt."""
+        return frozenset({self.digest, *map(_digest, self.attempts)})
+
+    @property
+    def opens(self) -> bool:
+        """Whether somebody has it, and it was not taken away."""
+        return self.shown and not self.revoked_at
 
     def public(self) -> dict[str, Any]:
         """What may be shown."""
         return {
             "name": self.name, "role": self.role, "created_at": self.created_at, "revoked_at": self.revoked_at or None,
         }  # fmt: skip
+
+
+def _digest(kept: str) -> str:
+    return hashlib.sha256(kept.encode()).hexdigest()
 
 
 def who(settings: Settings) -> Actor:
@@ -129,13 +147,13 @@ def who(settings: Settings) -> Actor:
     if settings.key is None:
         if settings.actor.casefold() in {key.name.casefold() for key in counting}:
             raise _taken(settings.actor)
-        unshown = frozenset(key.digest for key in keys.values() if not key.shown)
+        unshown = frozenset[str]().union(*(key.digests for key in keys.values() if not key.shown))
         return Actor(settings.actor, "guest" if counting else "local", keyed=False, proofs=unshown)
     found = hashlib.sha256(settings.key.get_secret_value().encode()).hexdigest()
     # Every key is compared, in constant time, so that nothing can be learned from how long it takes.
     opening = [key for key in counting if hmac.compare_digest(key.sha256, found)]
     if opening and not opening[0].revoked_at:
-        return Actor(opening[0].name, opening[0].role, keyed=True, proofs=frozenset({opening[0].digest}))
+        return Actor(opening[0].name, opening[0].role, keyed=True, proofs=opening[0].digests)
     raise Refused(
         "ESTEIRA_KEY opens something here, but no key that is valid is this one",
         code="unknown_key",
@@ -216,13 +234,13 @@ def _unknown_here(actor: Actor, action: str, line: str, store: "Store | Callable
         return None
     try:
         told = known(_opened(store))
-    except OutsideError:
+    except Exception:
+        # Away, a standby, of a newer schema, spoiled: the way out is not held up by what is wrong with a store.
         if action in _ALONE:
             return None
         raise
     if actor.keyed:
-        mine = told.get(actor.name)
-        if not told or (mine is not None and mine.role == actor.role and mine.digest in actor.proofs):
+        if not told or _is_told(told, actor.name, actor.role, actor.proofs):
             return None
         held = f"this store was not told of {actor.name}'s key as {actor.role}"
     else:
@@ -242,10 +260,10 @@ def _unknown_here(actor: Actor, action: str, line: str, store: "Store | Callable
 
 @dataclass(frozen=True)
 class Known:
-    """A key as the ledger knows it. `digest` is `Key.digest`."""
+    """A key as the ledger knows it. `digest` is `Key.digest`; None where its entry is of a time before entries said it."""
 
     role: str
-    digest: str
+    digest: str | None
 
 
 def known(store: "Store") -> dict[str, Known]:
@@ -261,13 +279,19 @@ def known(store: "Store") -> dict[str, Known]:
             if said["action"] == "revoked":
                 found.pop(said["name"], None)
             else:
-                found[said["name"]] = Known(said["role"], said["digest"])
+                found[said["name"]] = Known(said["role"], said.get("digest"))
         except (ValueError, TypeError, KeyError) as error:
             raise Refused(
-                f"an entry about a key names it, its role and its digest, but entry {seq} does not",
+                f"an entry about a key names it and its role, but entry {seq} does not",
                 code="broken_ledger", where=f"ledger, entry {seq}", cure="see `esteira ledger verify`",
             ) from error  # fmt: skip
     return found
+
+
+def _is_told(told: Mapping[str, Known], name: str, role: str, digests: Collection[str]) -> bool:
+    """Whether the ledger knows this key. One whose digest it was never told goes by name and role."""
+    mine = told.get(name)
+    return mine is not None and mine.role == role and (mine.digest is None or mine.digest in digests)
 
 
 def _opened(store: "Store | Callable[[], Store] | None") -> "Store":
@@ -283,7 +307,7 @@ def _tell_denied(
     actor: Actor, action: str, line: str, store: "Store | Callable[[], Store] | None", now: datetime | None
 ) -> None:
     """Write the refusal down. Where that fails it stays a refusal."""
-    with contextlib.suppress(OutsideError):
+    with contextlib.suppress(Exception):
         evidence = {"action": action, **actor.told()}
         ledger.append(_opened(store), kind="denied", line=line, actor=actor.name, evidence=evidence, now=now)
 
@@ -311,7 +335,8 @@ def give(
 ) -> Key:
     """Make a key, if whoever acts may: told in the ledger, shown, and only then does it open anything.
 
-    Cut off anywhere, the same call makes another one: a key that was never shown is nobody's.
+    Cut off anywhere, the same call makes another one: a key that was never shown is nobody's. A store that knows no key yet (another
+    database, another tenant) is told in the same step of all that open here, so that the first one it knows locks nobody out.
 
     Args:
         store: whose ledger is told, and which it guards.
@@ -328,11 +353,11 @@ def give(
         # Asked within the lock: of two that make the first key at once, the second one needs it.
         actor = who(settings)
         require(actor, "keys", line=EVERY_LINE, store=store, now=now)
-        keys = dict(_read(home) or {})
-        key, made = _made(keys, name, role, _admins(keys, known(store)), now)
+        keys, told = dict(_read(home) or {}), known(store)
+        key, made = _made(keys, name, role, _admins(keys, told), now)
         _write(home, {**keys, name: replace(made, shown=False)})
         crash.point("keys.before_entry")
-        _note(store, actor, "added", made, now)
+        _note(store, actor, [*_untold(keys, told), ("added", made)], now)
         crash.point("keys.before_shown")
         show(key)
         _write(home, {**keys, name: made})
@@ -350,10 +375,10 @@ def take(settings: Settings, name: str, *, store: "Store", now: datetime | None 
     with _changing(home):
         actor = who(settings)
         require(actor, "keys", line=EVERY_LINE, store=store, now=now)
-        keys = dict(_read(home) or {})
-        taken = _revoked(keys, name, _admins(keys, known(store)), now)
+        keys, told = dict(_read(home) or {}), known(store)
+        taken = _revoked(keys, name, _admins(keys, told), now)
         # The entry first: from then on this store refuses the key, whatever the file says.
-        _note(store, actor, "revoked", taken, now)
+        _note(store, actor, [*_untold(keys, told), ("revoked", taken)], now)
         crash.point("keys.before_revoked")
         _write(home, {**keys, name: taken})
     return taken
@@ -420,7 +445,9 @@ def _made(
             code="first_key", where="keys", cure="esteira keys add YOUR_NAME --role admin",
         )  # fmt: skip
     key = _PREFIX + secrets.token_urlsafe(32)
-    return key, Key(name, role, hashlib.sha256(key.encode()).hexdigest(), _text(now))
+    former = keys.get(name)
+    attempts = () if former is None or former.shown else (*former.attempts, former.sha256)
+    return key, Key(name, role, hashlib.sha256(key.encode()).hexdigest(), _text(now), attempts=attempts)
 
 
 def _revoked(keys: Mapping[str, Key], name: str, admins: Collection[str], now: datetime | None) -> Key:
@@ -438,9 +465,15 @@ def _revoked(keys: Mapping[str, Key], name: str, admins: Collection[str], now: d
 
 
 def _admins(keys: Mapping[str, Key], told: Mapping[str, Known] | None = None) -> list[str]:
-    """Names of the admins whose key opens; with `told` only those of whom the store was told."""
-    found = [key for key in keys.values() if key.role == "admin" and key.shown and not key.revoked_at]
-    return [key.name for key in found if told is None or told.get(key.name) == Known(key.role, key.digest)]
+    """Names of the admins whose key opens; where the store was told of keys, only those of whom it was."""
+    found = [key for key in keys.values() if key.role == "admin" and key.opens]
+    return [key.name for key in found if not told or _is_told(told, key.name, key.role, key.digests)]
+
+
+def _untold(keys: Mapping[str, Key], told: Mapping[str, Known]) -> list[tuple[str, Key]]:
+    """What the ledger has yet to be told of keys that it goes by: all that open where it knows none, else those known without digest."""
+    found = [key for key in keys.values() if key.opens]
+    return [("added", key) for key in found if not told or told.get(key.name) == Known(key.role, None)]
 
 
 def _text(now: datetime | None) -> str:
@@ -470,9 +503,14 @@ def _read(home: Path) -> dict[str, Key] | None:
         document = json.loads(data)
         if document["schema"] != _SCHEMA:
             raise ValueError("another schema")
-        keys = {name: Key(name=name, **told) for name, told in document["keys"].items()}
+        keys = {
+            name: Key(name=name, **{**told, "attempts": tuple(told.get("attempts", ()))})
+            for name, told in document["keys"].items()
+        }
         if not all(
-            key.role in ROLES and re.fullmatch("[0-9a-f]{64}", key.sha256) and type(key.shown) is bool
+            key.role in ROLES
+            and all(re.fullmatch("[0-9a-f]{64}", kept) for kept in (key.sha256, *key.attempts))
+            and type(key.shown) is bool
             for key in keys.values()
         ):
             raise ValueError("a role or hash that is none")
@@ -491,7 +529,7 @@ def _write(home: Path, keys: Mapping[str, Key]) -> None:
         "keys": {
             key.name: {
                 "role": key.role, "sha256": key.sha256, "created_at": key.created_at, "revoked_at": key.revoked_at,
-                "shown": key.shown,
+                "shown": key.shown, "attempts": list(key.attempts),
             }
             for key in keys.values()
         },
@@ -514,9 +552,15 @@ def _write(home: Path, keys: Mapping[str, Key]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _note(store: "Store", actor: Actor, action: str, key: Key, now: datetime | None) -> None:
-    """Tell in the ledger that a key was given or taken away (`added`, `revoked`); never the key, nor what is kept of it."""
-    evidence = {
-        "action": action, "name": key.name, "role": key.role, "digest": key.digest, "by_role": actor.role, "keyed": actor.keyed,
-    }  # fmt: skip
-    ledger.append(store, kind="key", line=EVERY_LINE, actor=actor.name, evidence=evidence, now=now)
+def _note(store: "Store", actor: Actor, told: Sequence[tuple[str, Key]], now: datetime | None) -> None:
+    """Tell in the ledger, at once, which keys were given or taken away (`added`, `revoked`); never a key, nor what is kept of it."""
+    with store.begin() as connection:
+        for action, key in told:
+            evidence = {
+                "action": action, "name": key.name, "role": key.role, "digest": key.digest, "by_role": actor.role,
+                "keyed": actor.keyed,
+            }  # fmt: skip
+            ledger.append(
+                store, kind="key", line=EVERY_LINE, actor=actor.name, evidence=evidence, now=now, connection=connection
+            )
+        crash.point("ledger.before_commit")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from esteira.errors import Refused
+from esteira.errors import OutsideError, Refused
 
 
 @contextlib.contextmanager
@@ -24,30 +24,51 @@ def hold(home: Path, name: str, *, what: str = "", wait: float = 0.0) -> Iterato
 
     Raises:
         Refused: code `locked`; another process (or thread) holds it. The message names its pid.
+        OutsideError: code `no_lock`; the lock's file is not there and cannot be made.
     """
-    folder = home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^A-Za-z0-9@._-]", "_", name) + ".lock")
-    with path.open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise _held(path, name, what) from None
-                time.sleep(0.02)
+    path = home / "locks" / (re.sub(r"[^A-Za-z0-9@._-]", "_", name) + ".lock")
+    file = _opened(path)
+    try:
+        _take(file, path, name, what, wait)
         # Who holds it is told for people; a disk that is full must not keep anybody from, say, a roll back.
         with contextlib.suppress(OSError):
-            os.truncate(file.fileno(), 0)
-            os.write(file.fileno(), json.dumps({"pid": os.getpid(), "what": what}).encode())
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps({"pid": os.getpid(), "what": what}).encode())
         try:
             yield
         finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
             # Explicit, because a forked child may still have the same open file.
-            file.truncate(0)
             fcntl.flock(file, fcntl.LOCK_UN)
+    finally:
+        os.close(file)
+
+
+def _opened(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        # On a disk that is read only since, the file of an earlier holder locks as well.
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY)
+        raise OutsideError(
+            f"a lock is a file that can be made, but {error.strerror or error}",
+            code="no_lock", where=f"lock {path.name}", cure="see who may write $ESTEIRA_HOME, then try again",
+        ) from error  # fmt: skip
+
+
+def _take(file: int, path: Path, name: str, what: str, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise _held(path, name, what) from None
+            time.sleep(0.02)
 
 
 def _held(path: Path, name: str, what: str) -> Refused:

@@ -78,6 +78,8 @@ class Arms:
         # Of experiments: whose each request was that is not written yet; and the same, added up by the thread.
         self._users: deque[tuple[Key, str]] = deque()
         self._seen: dict[Key, dict[str, int]] = {}
+        # What went to the store and is not known to be there: sent again as it was, so that no user's request counts twice.
+        self._sent: dict[str, dict[Key, tuple[Sums, dict[str, int]]]] = {}
         self._notes: deque[_Noted] = deque()
         self._taken = self._gone = 0  # rows that were put there, by the one thread, and written, by the other
         self._stop = threading.Event()
@@ -197,6 +199,8 @@ class Arms:
                 requests[user] = requests.get(user, 0) + 1
 
     def _write(self, rollouts: "Rollouts") -> None:
+        for test_id in list(self._sent):
+            self._send(rollouts, test_id)
         # Sums first: a label that comes at once finds its answer only when that answer, and its user, were counted.
         notes = len(self._notes)
         changed: dict[str, dict[Key, Sums]] = {}
@@ -207,13 +211,8 @@ class Arms:
                 changed.setdefault(key.test_id, {})[key] = sums
         self._gather()
         for test_id, sums_of in changed.items():
-            seen = {(key.stage, key.arm): self._seen[key] for key in sums_of if key in self._seen}
-            written = rollouts.put_all(
-                test_id, self.source, {(key.stage, key.arm): sums for key, sums in sums_of.items()}, seen=seen
-            )
-            for key in sums_of:
-                self._written[key] = written[key.stage, key.arm]
-                self._seen.pop(key, None)
+            self._sent[test_id] = {key: (sums, self._seen.pop(key, {})) for key, sums in sums_of.items()}
+            self._send(rollouts, test_id)
         while notes > 0:
             some: list[_Noted] = []
             rows = 0
@@ -225,6 +224,14 @@ class Arms:
             for _ in some:
                 self._notes.popleft()
             self._gone += rows
+
+    def _send(self, rollouts: "Rollouts", test_id: str) -> None:
+        batch = self._sent[test_id]
+        sums = {(key.stage, key.arm): sums for key, (sums, _) in batch.items()}
+        seen = {(key.stage, key.arm): users for key, (_, users) in batch.items() if users}
+        written = rollouts.put_all(test_id, self.source, sums, seen=seen)
+        self._written |= {key: written[key.stage, key.arm] for key in batch}
+        del self._sent[test_id]
 
 
 _NONE = Sums()

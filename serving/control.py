@@ -20,8 +20,8 @@ from esteira import access
 from esteira.access import Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.registry import Registry
+from esteira.rollout import carrying, targets
 from esteira.rollout import control as rollouts
-from esteira.rollout import targets
 from esteira.settings import Settings, redact
 from serving.asgi import Receive, Scope
 from serving.body import BadBody, Bodies, Limits, parse
@@ -40,6 +40,18 @@ _MOST = 999_999_999
 _RETRY: Headers = [(b"retry-after", b"5")]
 _CHALLENGE: Headers = [(b"www-authenticate", b'EsteiraKey header="X-Esteira-Key"')]
 _STATUS: Mapping[str, int] = {"not_allowed": 403, "other_keys": 403, "unknown_version": 404}
+
+_FAULTS: Mapping[str, str] = {
+    "target": "what splits the traffic does not do what it is told",
+    "registry": "the registry is away, or refuses the promotion",
+    "sums": "what was measured cannot be read",
+    "ledger": "the ledger cannot be told",
+    "state": "the state cannot be gone by",
+    "disk": "the disk takes no write",
+}
+"""What an engine's alert says here, by its kind: its own words may be a driver's, with addresses."""
+# It stands first, or after the word for how a rollout ended.
+_FAULT = re.compile(rf"(?:^|(?<=: ))({'|'.join(sorted(carrying.ENGINE_ALERTS))}): .*", re.DOTALL)
 
 _log = logging.getLogger("serving")
 
@@ -175,18 +187,21 @@ class Control:
     def _seen(self, line: str, key: bytes | None) -> dict[str, Any]:
         self._look(line, key)
         target = self._target(line)
-        return rollouts.status(
+        seen = rollouts.status(
             line, settings=self._settings, now=datetime.now(UTC), target=target, registry=self._registry
         )
+        return _shown(seen)
 
     def _moved(self, line: str, verb: str, asked: _Move, key: bytes) -> dict[str, Any]:
         actor = self._actor(key)
         told = asked.model_dump(exclude_none=True)
         common: dict[str, Any] = {"settings": self._settings, "target": self._target(line), "registry": self._registry}
         done = getattr(rollouts, verb)(line, now=datetime.now(UTC), actor=actor, **told, **common)
-        if (letter := rollouts.undone(done, line)) is not None:
+        known = None if done is None else replace(done, alert=_faultless(done.alert))
+        # Only these two move traffic away or to all; for the others an alert may be an old one, and the status tells it.
+        if verb in {"promote", "rollback"} and (letter := rollouts.undone(known, line)) is not None:
             raise self._problem(503, letter)
-        return rollouts.status(line, now=datetime.now(UTC), **common)
+        return _shown(rollouts.status(line, now=datetime.now(UTC), **common))
 
     def _target(self, line: str) -> targets.Target:
         """What splits the traffic; a setting that is none is this service's fault, and not the request's."""
@@ -202,6 +217,23 @@ class Control:
     def _one(self, identity: str, key: bytes | None) -> dict[str, Any]:
         self._look(access.EVERY_LINE, key)
         return self._registry.model(identity)
+
+
+def _shown(status: Mapping[str, Any]) -> dict[str, Any]:
+    """A rollout's status without the words of what is outside of it."""
+    told = {name: _faultless(status[name]) for name in ("alert", "reason") if name in status}
+    history = [
+        {name: _faultless(value) if isinstance(value, str) else value for name, value in entry.items()}
+        for entry in status.get("history", ())
+    ]
+    return {**status, **told, **({"history": history} if "history" in status else {})}
+
+
+def _faultless(text: str) -> str:
+    """Each fault as its kind and a sentence of ours. Pure."""
+    return carrying.AND.join(
+        _FAULT.sub(lambda found: f"{found[1]}: {_FAULTS[found[1]]}", part) for part in text.split(carrying.AND)
+    )
 
 
 def _asked(kind: type[_Move], body: bytes) -> _Move:

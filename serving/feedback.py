@@ -51,7 +51,7 @@ class Feedback:
 
         Raises:
             Problem: 400 or 422 for another body, 404 `unknown_answer` where no rollout gave such an answer, `unknown_metric` where
-                no experiment measures that.
+                no experiment measures that; 422 `by_truth` or `by_metric` where its first primary comes by the other way.
         """
         known, row, truth, metric = _asked(body)
         request_id, name = known.get("request_id"), known.get("unit")
@@ -59,6 +59,9 @@ class Feedback:
         (test_id, place), value = (("", 0), 0.0) if metric is None else (self._place(line, metric), _value(truth))
 
         def outcome(unit: "RolloutUnit") -> float:
+            split = self._split(line)
+            if split is not None and split.test_id == unit.test_id and split.primaries and not split.truths:
+                raise _other_way("by_metric", f"'metric': '{split.primaries[0]}'")
             return outcome_of(family, truth, unit.answer, manifest)
 
         def label(rollouts: "Rollouts") -> "Labelled | None":
@@ -76,6 +79,8 @@ class Feedback:
                 found = label(self._rollouts)
         except DataError as error:
             raise Problem(422, error.code, error.message, field="truth") from error
+        except Problem:
+            raise
         except Exception:
             self._rollouts = None
             raise
@@ -111,7 +116,15 @@ class Feedback:
                 f"no experiment of this line measures that now{'; it measures ' + ', '.join(names) if names else ''}",
                 field="metric",
             )  # fmt: skip
-        return split.test_id, names.index(metric)
+        place = names.index(metric)
+        if place == 0 and split.truths:
+            raise _other_way("by_truth", "truths without a 'metric'")
+        return split.test_id, place
+
+
+def _other_way(code: str, way: str) -> Problem:
+    """Of an experiment's first primary, which is never the mean of two things."""
+    return Problem(422, code, f"the first primary of this experiment is what is sent as {way}", field="metric")
 
 
 def _value(truth: Any) -> float:

@@ -333,7 +333,7 @@ WHOLE_RECORD: Json = {
     "required": [*VERSION_RECORD["required"], "params", "primary_score", "model_size", "training_time"],
     "properties": {
         **VERSION_RECORD["properties"],
-        "params": {"type": "object", "description": "what was asked of its training"},
+        "params": {"type": "object", "description": "what was asked of its training: seed, model, section train"},
         "primary_score": {
             "type": ["object", "null"],
             "required": ["metric", "value"],

@@ -122,7 +122,7 @@ class SplitAnswering:
             predictor: what the line serves.
             unit: the header `x-unit-id`.
             told: the header `x-esteira-arm`, by which a proxy that splits the traffic, and asks the other service again where one
-                fails, says whose the request is; heard only where something before this service splits.
+                fails, says whose the request is; heard only where the split says that there is such a proxy.
             spent: seconds of the request's that are gone already.
 
         Raises:
@@ -176,7 +176,7 @@ class SplitAnswering:
         split = live.split
         place = bucket(split.salt, split.test_id, name)
         arm: ArmName
-        whose = _WHOSE.get(told) if live.arm is not None else None
+        whose = _WHOSE.get(told) if live.arm is not None and split.asks_again else None
         if live.arm is not None:
             arm, thread, timed = whose or live.arm, large, True
         elif name in live.named or to_candidate(split.percent, place):

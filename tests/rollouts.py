@@ -206,7 +206,7 @@ class Gateway:
 
     name = "gateway"
     settle_seconds = 60.0
-    sticky = named = False
+    sticky = named = asks_again = False
     place = "a gateway"
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from esteira import ledger
 from esteira.settings import Settings
 from esteira.store import Store
 from tests.serving_fakes import LINE
@@ -38,6 +39,12 @@ def add_row(store: Store, number: int, bundle_id: str, uri: str, metrics: Mappin
 
 
 def point_champion(store: Store, number: int, bundle_id: str) -> None:
-    """Make the version the line's champion."""
+    """Make the version the line's champion, with the entry that says so."""
     with store.begin() as connection:
-        store.put_alias(connection, line=LINE, alias="champion", version=number, bundle_id=bundle_id, ledger_seq=number)
+        entry = ledger.append(
+            store, kind="alias", line=LINE, version=number, bundle_id=bundle_id, actor="ana",
+            evidence={"alias": "champion", "moves": {"champion": [None, number]}}, connection=connection,
+        )  # fmt: skip
+        store.put_alias(
+            connection, line=LINE, alias="champion", version=number, bundle_id=bundle_id, ledger_seq=entry.seq
+        )

@@ -151,6 +151,8 @@ class TestKeys:
             "", "[]", "{", '{"schema": 2, "keys": {}}', '{"schema": 1}', '{"schema": 1, "keys": {"ana": {}}}',
             '{"schema": 1, "keys": {"ana": {"role": "god", "sha256": "' + "0" * 64 + '", "created_at": "", "revoked_at": ""}}}',
             '{"schema": 1, "keys": {"ana": {"role": "admin", "sha256": "no", "created_at": "", "revoked_at": ""}}}',
+            '{"schema": 1, "keys": {"ana": {"role": "admin", "sha256": "' + "0" * 64
+            + '", "created_at": "", "revoked_at": "", "attempts": ["no"]}}}',
         ],
     )  # fmt: skip
     def test_a_key_file_that_is_none_opens_nothing(self, text: str, tmp_path: Path) -> None:
@@ -214,6 +216,9 @@ class TestKeys:
 
 
 NOBODY = "somebody"
+SHOWN = "keys.before_rename, the second time"
+GIVING = ("keys.before_rename", "keys.before_entry", "ledger.before_commit", "keys.before_shown", SHOWN)
+"""Where giving a key may be cut off."""
 
 
 class Home:
@@ -245,6 +250,8 @@ class Home:
             os.environ["ESTEIRA_CRASH_AT"] = point
             own = Store.open(str(self.store.engine.url), self.store.tenant)
             told = {"store": own, "now": NOW} | ({"show": str} if act == "give" else {})
+            if point == SHOWN:  # the key is shown, and the process dies as the file is to say so
+                told["show"] = lambda _: os.environ.update(ESTEIRA_CRASH_AT="keys.before_rename")
             getattr(access, act)(self.settings(by), *words, **told)
             os._exit(0)
         assert -9 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -363,14 +370,49 @@ class TestGiven:
         with pytest.raises(Refused):
             access.require(home.who(), "roll_back", line="tabular", store=_away)
 
-    def test_each_tenant_s_first_key_is_an_admin_s(self, home: Home) -> None:
+    @pytest.mark.parametrize("other", ["tenant", "database"])
+    @pytest.mark.parametrize("role", ["admin", "viewer"])
+    def test_the_first_key_given_in_another_store_locks_nobody_out(
+        self, role: str, other: str, home: Home, tmp_path: Path
+    ) -> None:
         home.give("ana", "admin")
-        other = Home(home.path, Store.open(str(home.store.engine.url), "other"))
-        other.shown = home.shown
+        home.give("bob", "approver", by="ana")
+        home.give("old", "admin", by="ana")
+        access.take(home.settings("ana"), "old", store=home.store, now=NOW)
+        second = _second(home, other, tmp_path)
+        access.require(second.who("bob"), "approve", line="tabular", store=second.store)
 
+        second.give("carl", role, by="ana")
+
+        access.require(second.who("ana"), "keys", line="*", store=second.store)
+        access.require(second.who("bob"), "approve", line="tabular", store=second.store)
+        access.require(second.who("carl"), "read", line="tabular", store=second.store)
+        assert {"ana": "admin", "bob": "approver", "carl": role} == _roles(second.store)
+        eve = access.who(Settings(home=tmp_path / "eve", actor="eve"))
+        second.refused(eve, "promote", "other_keys")
+
+    @pytest.mark.parametrize("other", ["tenant", "database"])
+    def test_a_key_that_is_taken_away_first_in_another_store_stays_away_and_the_last_admin_stays(
+        self, other: str, home: Home, tmp_path: Path
+    ) -> None:
+        home.give("ana", "admin")
+        home.give("bob", "approver", by="ana")
+        second = _second(home, other, tmp_path)
         with pytest.raises(Refused) as caught:
-            other.give("bob", "approver", by="ana")
-        assert "first_key" == caught.value.code
+            access.take(home.settings("ana"), "ana", store=second.store, now=NOW)
+        assert "last_admin" == caught.value.code
+        before = (home.path / "keys.json").read_bytes()
+
+        access.take(home.settings("ana"), "bob", store=second.store, now=NOW)
+
+        assert {"ana": "admin"} == _roles(second.store)
+        (home.path / "keys.json").write_bytes(before)
+        second.refused(second.who("bob"), "approve", "other_keys")
+
+    def test_the_first_key_of_a_store_and_a_home_is_an_admin_s(self, home: Home) -> None:
+        with pytest.raises(Refused) as caught:
+            home.give("bob", "approver")
+        assert ("first_key", {}) == (caught.value.code, access.known(home.store))
 
     def test_an_entry_about_a_key_that_cannot_be_read_opens_nothing(self, home: Home) -> None:
         home.give("ana", "admin")
@@ -381,6 +423,75 @@ class TestGiven:
         with pytest.raises(Refused) as caught:
             access.require(home.who("ana"), "promote", line="tabular", store=home.store)
         assert "broken_ledger" == caught.value.code
+
+    @pytest.mark.parametrize("action", ["roll_back", "read"])
+    def test_a_roll_back_and_reading_go_by_the_key_file_where_the_ledger_s_keys_cannot_be_read(
+        self, action: str, home: Home
+    ) -> None:
+        home.give("ana", "admin")
+        home.give("vera", "viewer", by="ana")
+        ledger.append(home.store, kind="key", line=access.EVERY_LINE, actor="eve", evidence={"action": "added"})
+
+        access.require(home.who("ana"), action, line="tabular", store=home.store)
+        with pytest.raises(Refused) as caught:
+            access.require(home.who("vera"), "roll_back", line="tabular", store=home.store)
+        assert "not_allowed" == caught.value.code
+
+
+class TestEntriesOfBefore:
+    """Entries about keys said no digest at first."""
+
+    @pytest.fixture
+    def old(self, home: Home) -> Home:
+        """A home and its store as they were left then."""
+        for name, role in (("ana", "admin"), ("bob", "approver"), ("old", "viewer")):
+            home.shown[name] = access.add(home.path, name, role)
+            self.note(home.store, "added", name, role)
+        access.revoke(home.path, "old")
+        self.note(home.store, "revoked", "old", "viewer")
+        return home
+
+    def note(self, store: Store, action: str, name: str, role: str) -> None:
+        said = {"action": action, "name": name, "role": role, "by_role": "local", "keyed": False}
+        ledger.append(store, kind="key", line="*", actor="somebody", evidence=said, now=NOW)
+
+    def test_a_key_goes_by_its_name_and_role(self, old: Home, tmp_path: Path) -> None:
+        access.require(old.who("ana"), "keys", line="*", store=old.store)
+        access.require(old.who("bob"), "approve", line="tabular", store=old.store)
+        access.require(old.who("bob"), "roll_back", line="tabular", store=old.store)
+        path = old.path / "keys.json"
+        path.write_text(path.read_text(encoding="utf-8").replace('"approver"', '"admin"'), encoding="utf-8")
+        old.refused(old.who("bob"), "approve", "other_keys")
+        old.refused(access.who(Settings(home=tmp_path / "eve", actor="eve")), "promote", "other_keys")
+
+    def test_the_next_key_that_is_given_tells_the_digests_of_those_before_it(self, old: Home, tmp_path: Path) -> None:
+        old.give("carl", "viewer", by="ana")
+
+        assert {"ana": "admin", "bob": "approver", "carl": "viewer"} == _roles(old.store)
+        assert all(one.digest for one in access.known(old.store).values())
+        access.require(old.who("bob"), "approve", line="tabular", store=old.store)
+        other = access.add(tmp_path / "eve", "ana", "admin")
+        old.refused(access.who(Settings(home=tmp_path / "eve", key=other)), "promote", "other_keys")
+
+    def test_a_key_is_taken_away_and_the_last_admin_stays(self, old: Home) -> None:
+        with pytest.raises(Refused) as caught:
+            access.take(old.settings("ana"), "ana", store=old.store)
+        assert "last_admin" == caught.value.code
+
+        access.take(old.settings("ana"), "bob", store=old.store)
+        assert {"ana": "admin"} == _roles(old.store)
+
+
+def _second(home: Home, other: str, tmp_path: Path) -> Home:
+    """The same home at a store that knows no key: another tenant's, another database."""
+    url = str(home.store.engine.url) if other == "tenant" else f"sqlite:///{tmp_path / 'second.db'}"
+    found = Home(home.path, Store.open(url, "other" if other == "tenant" else home.store.tenant))
+    found.shown = home.shown
+    return found
+
+
+def _roles(store: Store) -> dict[str, str]:
+    return {name: one.role for name, one in access.known(store).items()}
 
 
 def _away() -> Store:
@@ -405,6 +516,57 @@ class TestCutOff:
         assert ["ana"] == [key.name for key in access.listed(home.path)]
         home.give("bob", "approver", by="ana")
         access.require(home.who("bob"), "approve", line="tabular", store=home.store)
+
+    @pytest.mark.parametrize(("first", "second"), list(product(GIVING, GIVING)))
+    def test_a_first_key_that_was_cut_off_twice_locks_nobody_out(self, first: str, second: str, home: Home) -> None:
+        for point in (first, second):
+            home.killed(point, "give", "ana", "admin")
+            assert ([], "local") == (access.listed(home.path), home.who().role)
+            access.require(home.who(), "promote", line="tabular", store=home.store)
+
+        home.give("ana", "admin")
+        access.require(home.who("ana"), "keys", line="*", store=home.store)
+        home.give("bob", "approver", by="ana")
+        access.require(home.who("bob"), "approve", line="tabular", store=home.store)
+
+    def test_the_first_of_many_attempts_is_remembered_until_one_is_shown(self, home: Home) -> None:
+        for point in ("keys.before_shown", "keys.before_entry", "keys.before_entry", "keys.before_rename"):
+            home.killed(point, "give", "ana", "admin")
+        access.require(home.who(), "promote", line="tabular", store=home.store)
+
+        home.give("ana", "admin")
+        access.require(home.who("ana"), "keys", line="*", store=home.store)
+
+    @pytest.mark.parametrize(("first", "second"), list(product(GIVING, GIVING)))
+    def test_a_later_key_and_one_in_a_new_store_may_be_cut_off_twice(
+        self, first: str, second: str, home: Home, tmp_path: Path
+    ) -> None:
+        home.give("ana", "admin")
+        other = _second(home, "tenant", tmp_path)
+        for point in (first, second):
+            other.killed(point, "give", "bob", "approver", by="ana")
+            access.require(other.who("ana"), "keys", line="*", store=other.store)
+
+        other.give("bob", "approver", by="ana")
+        access.require(other.who("bob"), "approve", line="tabular", store=other.store)
+
+    def test_an_attempt_of_another_store_does_not_lock_that_one(self, home: Home, tmp_path: Path) -> None:
+        home.killed("keys.before_shown", "give", "ana", "admin")
+        _second(home, "database", tmp_path).give("ana", "admin")
+
+        access.require(home.who("ana"), "keys", line="*", store=home.store)
+
+    def test_what_the_ledger_says_of_a_key_is_no_attempt_at_it(self, home: Home, tmp_path: Path) -> None:
+        home.give("ana", "admin")
+        (digest,) = [one.digest for one in access.known(home.store).values()]
+        assert digest is not None
+        forged = {"role": "admin", "sha256": "0" * 64, "created_at": "", "revoked_at": "", "shown": False}
+        path = tmp_path / "eve" / "keys.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"schema": 1, "keys": {"ana": {**forged, "attempts": [digest]}}}), encoding="utf-8")
+        path.chmod(0o600)
+
+        home.refused(access.who(Settings(home=path.parent, actor="eve")), "promote", "other_keys")
 
     def test_a_key_is_taken_away_for_the_store_before_the_file_says_so(self, home: Home) -> None:
         home.give("ana", "admin")

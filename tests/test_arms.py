@@ -194,6 +194,33 @@ def test_users_wait_for_a_store_that_is_away_and_count_once(sqlite_store: Store)
         arms.stop()
 
 
+def test_users_count_once_though_the_answer_of_the_store_never_arrived(
+    sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all, lost = Rollouts.put_all, []
+
+    def broken_off(self: Rollouts, *args: Any, **options: Any) -> Any:
+        found = put_all(self, *args, **options)
+        if len(lost) < 2:
+            lost.append(found)
+            arms.count(CANDIDATE, [ANSWER], user=USERS[0])  # more comes before it is tried again
+            raise OutsideError("the store answers", code="store_away")
+        return found
+
+    monkeypatch.setattr(Rollouts, "put_all", broken_off)
+    arms = Arms(lambda: Rollouts(sqlite_store), period=0.01)
+    for user in USERS:
+        arms.count(CANDIDATE, [ANSWER], user=user)
+    arms.start()
+    try:
+        assert until(lambda: len(lost) == 2)
+        assert arms.flush(20)
+        found = Rollouts(sqlite_store).sums("shop-7")[0]["candidate"]
+        assert (9, 7, 6 + 3**2) == (found.served, found.units, found.units_sq)
+    finally:
+        arms.stop()
+
+
 def test_two_equal_arms_whose_users_ask_often_are_not_taken_for_a_broken_split(sqlite_store: Store) -> None:
     """Users who ask 1 to 60 times; by their requests two of three such experiments were stopped."""
     chance, users, requests = random.Random(3), 0, 0

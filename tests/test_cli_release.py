@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from components import deploy
 from esteira import access, ledger
 from esteira.ledger.chain import stamp
 from esteira.registry import Registry
 from esteira.release import approvals
+from esteira.release.policy import ApprovalMode
 from esteira.settings import load_settings
 from tests.released import LOCAL, add, policy
 from tests.stores import sqlite_template
@@ -158,6 +160,54 @@ def test_a_params_file_that_asks_for_more_than_the_registration_counts(run: Run,
     keys("bob")
 
     assert "not_requested" == run("release", "promote", LINE, "1", "--reason", "now", "--json", code=1)["error"]["code"]
+
+
+def test_a_run_is_told_more_than_its_version_was_registered_under_and_not_less(run: Run) -> None:
+    versions(1, policy=policy("required", rehearse=True).model_copy(update={"rollout": "staged"}))
+    versions(2, policy=policy("automatic"))
+    versions(3)
+    said = [
+        deploy._policy(
+            registry(), LINE, number, deploy.Params.model_validate({**told, "min_samples": 5, "rehearse": False})
+        )
+        for number, told in (
+            (1, {"approval_mode": "automatic", "rollout": "direct"}),
+            (2, {"approval_mode": "notify"}),
+            (3, {}),
+        )
+    ]
+
+    assert [("required", "staged", 10_000), ("notify", "direct", 10_000), ("automatic", "direct", 5)] == [
+        (found.approval_mode, found.rollout, found.min_samples) for found in said
+    ]
+    assert {False} == {found.rehearse for found in said}, "of one run, by who may release; its record says so"
+
+
+@pytest.mark.parametrize("mode", ["required", "automatic"])
+def test_what_is_refused_for_want_of_an_approval_names_what_lets_it_go_on(
+    mode: ApprovalMode, run: Run, keys: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cure that is printed works where it is printed: in a folder whose params.yaml says nothing of the line."""
+    versions(1, policy=policy(mode))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code = "not_requested"
+    if mode == "automatic":  # somebody asked all the same, which holds it from then on
+        requested(1)
+        keys("bob")
+        run("release", "withdraw", LINE, "1", "--reason", "a doubt", "--json")
+        code = "approval_void"
+    keys("bob")
+    error = run("release", "promote", LINE, "1", "--reason", "now", "--json", code=1)["error"]
+    assert code == error["code"]
+    words = error["cure"].removeprefix("esteira ").partition(" asks for")[0].replace("TEXT", "again").split()
+    assert ["release", "stage", LINE, "1"] == words[:4]
+    keys("ana")
+    asked = run(*words, "--json")["approval"]
+    assert ("requested", "ana") == (asked["state"], asked["requested_by"])
+    keys("bob")
+    run("release", "approve", LINE, "1", "--reason", "seen", "--json")
+    assert 1 == run("release", "promote", LINE, "1", "--reason", "now", "--json")["version"]
 
 
 def test_who_approves_is_told_the_terms_before(run: Run, keys: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from esteira import locks
 from esteira.cli import main
 from esteira.rollout import control, files
 from esteira.rollout import split as splits
-from tests.rollouts import ANA, LINE, World, home_template, world
+from tests.rollouts import ANA, LINE, Gateway, World, home_template, world
 
 __all__ = ["home_template", "world"]
 
@@ -97,6 +98,38 @@ class TestRollout:
         assert live.split is None
         assert "target" not in live.state.alert
 
+    @pytest.mark.parametrize(
+        "command", [("rollout", "rollback"), ("rollback",), ("rollback", "--to", "1")], ids=" ".join
+    )
+    def test_a_hand_over_that_is_stuck_is_no_success_and_keeps_no_champion(
+        self, command: tuple[str, ...], live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.target = Gateway()
+        live.do(control.start)
+        live.do(control.promote)
+        assert (100.0, 2) == (live.target.percent, live.aliases["champion"])
+        monkeypatch.setenv("ESTEIRA_TARGET", f"haproxy:{live.home}/nobody.sock#rollout")
+        found = ask(capsys, *command, LINE, "--reason", "complaints", code=2)
+        assert "not_carried_out" == found["error"]["code"]
+        assert "target: " in found["error"]["message"]
+        if command[0] == "rollback":
+            assert ("release", 2, 1) == (found["undone"], found["from"], found["to"])
+            assert 1 == live.aliases["champion"]
+        else:
+            assert 2 == live.aliases["champion"], "that command moves no champion"
+        live.tick(1)
+        assert 0.0 == live.target.percent
+
+    def test_an_alert_of_what_goes_on_is_no_letter_of_a_pause(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        files.save(live.home, replace(live.state, alert="registry: it was away"))
+        for word in ("pause", "resume"):
+            found = ask(capsys, "rollout", word, LINE, "--reason", "r")
+            assert "error" not in found
+            assert "registry: it was away" == found["alert"]
+
     def test_a_rollback_to_no_version_ends_no_rollout(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         live.do(control.start)
         for to in ("99", "2"):
@@ -156,6 +189,18 @@ class TestTick:
         ask(capsys, "tick")
         (before,) = asked
         assert abs(live.now - KEPT - before) < timedelta(hours=1)
+
+    def test_a_store_that_refuses_to_forget_hides_no_look(
+        self, live: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from esteira.store.rollouts import Rollouts
+
+        def spoiled(*_: Any) -> int:
+            raise ValueError("a row that nobody can read")
+
+        monkeypatch.setattr(Rollouts, "prune", spoiled)
+        live.do(control.start)
+        assert "hold" == ask(capsys, "tick")["lines"][0]["action"]
 
     def test_a_second_leader_is_refused(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         with locks.hold(live.home, "tick"):

@@ -20,9 +20,10 @@ from pydantic import SecretStr
 from esteira import access, locks
 from esteira.registry import Registry
 from esteira.release.policy import Asked, ReleasePolicy
+from esteira.rollout import carrying
 from esteira.rollout import control as rollouts
 from serving import openapi, routes, shapes
-from serving.control import BODY, Control, _asked, _Start
+from serving.control import _FAULTS, BODY, Control, _asked, _shown, _Start
 from serving.http import Api
 from serving.problems import Problem
 from tests.rollouts import LINE, Gateway, World, home_template, make_bundle, register, world
@@ -362,10 +363,16 @@ class TestAway:
             status, said = found.ask(path, body, by=by)
             assert 503 == status
             assert not [word for word in ("secret", "psycopg", "127.0.0.1", "refused") if word in json.dumps(said)]
-        assert (200, "running", 10.0) == _said(found.ask(ROLLOUT))
+        looked = found.ask(ROLLOUT)
+        assert (200, "running", 10.0) == _said(looked)
+        assert "sums: what was measured cannot be read" == looked[1]["alert"]
         status, said = found.move("rollback", "lia")
         assert (503, "not_carried_out") == (status, said["error"]["code"]), "the ledger is yet to be told"
-        assert "ledger" in said["error"]["message"]
+        assert "ledger: the ledger cannot be told" in said["error"]["message"]
+        for told in (looked[1], said, found.ask(ROLLOUT)[1]):
+            assert not [
+                word for word in ("secret", "psycopg", "127.0.0.1", "refused", "port") if word in json.dumps(told)
+            ]
         assert door.world.split is None
         assert "rolled_back" == door.world.state.status
 
@@ -378,6 +385,24 @@ class TestAway:
         gateway.away = True
         assert (503, "not_carried_out") == door.code("rollback")
         assert "rolled_back" == door.ask(ROLLOUT)[1]["status"]
+
+    @pytest.mark.parametrize(
+        ("kept", "told"),
+        [
+            ("", ""),
+            ("rolled_back: complaints", "rolled_back: complaints"),
+            ("sums: at 10.0.0.7", "sums: what was measured cannot be read"),
+            ("disk: /srv\n: is full | rolled_back: odd", "disk: the disk takes no write | rolled_back: odd"),
+            ("inconclusive: state: at /srv", "inconclusive: state: the state cannot be gone by"),
+            ("the margin is 3: wide", "the margin is 3: wide"),
+        ],
+    )
+    def test_an_alert_is_told_by_its_kind_and_not_in_the_words_of_a_driver(self, kept: str, told: str) -> None:
+        known = {"alert": kept, "reason": kept, "percent": 10.0, "history": [{"reason": kept, "from": 0.0}]}
+
+        assert {**known, "alert": told, "reason": told, "history": [{"reason": told, "from": 0.0}]} == _shown(known)
+        assert {"status": "none", "alert": told} == _shown({"status": "none", "alert": kept})
+        assert set(_FAULTS) == carrying.ENGINE_ALERTS
 
     def test_a_setting_that_names_no_target_is_the_services_trouble(self, door: Door) -> None:
         settings = door.world.settings.model_copy(update={"target": "luck"})

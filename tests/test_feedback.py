@@ -243,9 +243,12 @@ def test_users_of_an_experiment_count_once_in_both_primaries(line: Line, models:
         assert len(satisfied[arm]) == sums[1][arm].labelled
         assert sum(satisfied[arm]) == pytest.approx(sums[1][arm].outcome)
 
-    plan = {"primaries": [{"name": name, "baseline": 0.3, "minimum_effect": 0.5} for name in PLAN["primaries"]]}
+    policy = AB(ratio_units=20)
+    plan = policy.planned(
+        {"primaries": [{"name": name, "baseline": 0.3, "minimum_effect": 0.5} for name in PLAN["primaries"]]}
+    )
     state = rollout(0, sums=sums, policy="ab", percent=50.0, options={**plan, "planned_units": 5})
-    done = {one.rule: one for one in AB(ratio_units=20).decide(state, after(336)).findings}
+    done = {one.rule: one for one in policy.decide(state, after(336)).findings}
     assert {"primary_conversion", "primary_satisfaction"} <= set(done)
     assert 30 == done["sample_ratio"].n
 
@@ -271,6 +274,34 @@ def test_what_no_experiment_measures_is_refused(
 
     assert (status, code, field) == (found, document["error"]["code"], document["error"]["field"])
     assert {0} == set(line.sums())
+
+
+@pytest.mark.parametrize("by_truth", [True, False], ids=["truth", "metric"])
+@pytest.mark.parametrize("right_first", [True, False], ids=["right way first", "other way first"])
+def test_the_first_primary_is_never_the_mean_of_truths_and_of_what_is_sent_by_its_name(
+    line: Line, by_truth: bool, right_first: bool
+) -> None:
+    line.write(20, stage=0, options={**PLAN, "truths": by_truth})
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    ways: dict[bool, dict[str, Any]] = {
+        True: {"request_id": "r1", "truth": "yes"},
+        False: {"unit": EARLY, "metric": "conversion", "truth": 0.25},
+    }
+    found = {way: line.label(**ways[way]) for way in (by_truth, not by_truth)[:: 1 if right_first else -1]}
+
+    assert (200, True) == (found[by_truth][0], found[by_truth][1]["counted"])
+    status, document = found[not by_truth]
+    assert (422, "by_truth" if by_truth else "by_metric") == (status, document["error"]["code"])
+    counted = line.sums()[0]["candidate"]
+    assert (1, 1.0 if by_truth else 0.25) == (counted.labelled, counted.outcome)
+    assert 200 == line.label(unit=EARLY, metric="satisfaction", truth=0.5)[0]
+
+
+def test_truths_of_a_rollout_before_are_counted_beside_an_experiment_that_takes_none(line: Line) -> None:
+    line.ask(unit=EARLY, headers={"x-request-id": "r1"})
+    line.write(20, stage=0, test_id="shop-8", options={**PLAN, "truths": False})
+
+    assert (200, True) == ((found := line.label(request_id="r1", truth="yes"))[0], found[1]["counted"])
 
 
 def test_a_metric_of_a_line_without_an_experiment_is_refused(line: Line) -> None:

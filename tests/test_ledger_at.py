@@ -13,6 +13,7 @@ from esteira import ledger
 from esteira.cli import main
 from esteira.errors import ConfigError, Refused
 from esteira.ledger import Serving
+from esteira.ledger.chain import LEAP
 from esteira.settings import load_settings
 from esteira.store import Store
 from tests.stores import sqlite_store, sqlite_template, store, store_url
@@ -119,8 +120,11 @@ class TestAt:
         assert {3: 1.0} == shares(store, NOON, "tabular@b")
         assert [] == ledger.at(store, NOON, "tabular@none")
 
-    def test_a_clock_that_went_back_hides_no_move_and_moves_nothing_into_the_past(self, store: Store) -> None:
-        late = NOON + timedelta(hours=3)
+    @pytest.mark.parametrize("back", [timedelta(microseconds=1), LEAP], ids=str)
+    def test_a_clock_that_is_a_little_behind_hides_no_move_and_moves_nothing_into_the_past(
+        self, back: timedelta, store: Store
+    ) -> None:
+        late = NOON + back
         champion(store, 1, late)
         lifted = champion(store, 2, NOON, former=1)
 
@@ -129,6 +133,42 @@ class TestAt:
         assert {2: 1.0} == shares(store, late)
         assert ledger.verify(store).ok
         assert "told_at" not in champion(store, 1, late, former=2).evidence
+
+    @pytest.mark.parametrize("ahead", [LEAP + timedelta(seconds=61), timedelta(days=3653)], ids=str)
+    def test_an_entry_of_a_clock_that_is_ahead_dates_no_entry_that_follows(
+        self, ahead: timedelta, store: Store
+    ) -> None:
+        hour = timedelta(hours=1)
+        champion(store, 1, NOON)
+        ledger.append(store, kind="denied", line="*", actor="eve", evidence={"action": "promote"}, now=NOON + ahead)
+        right = champion(store, 2, NOON + timedelta(minutes=1), former=1)
+        assert (ledger.chain.stamp(NOON + timedelta(minutes=1)), False) == (right.at, "told_at" in right.evidence)
+        champion(store, 3, NOON + ahead + hour, former=2)
+        traffic(store, {3: 0.9, 4: 0.1}, NOON + 2 * timedelta(minutes=1), candidate=4)
+        a_little_behind = champion(store, 4, NOON + timedelta(minutes=1), former=3)
+
+        assert {1: 1.0} == shares(store, NOON)
+        assert {2: 1.0} == shares(store, NOON + timedelta(seconds=119))
+        assert {4: 1.0} == shares(store, NOON + timedelta(minutes=3)), "as late as the entry before it, which is right"
+        assert ledger.chain.stamp(NOON + timedelta(minutes=2)) == a_little_behind.at
+        assert {4: 1.0} == shares(store, NOON + ahead + 2 * hour), "appended last"
+        assert {4: 1.0} == shares(store, ledger.latest(store, NOON + hour))
+        assert ledger.verify(store).ok
+
+    def test_a_clock_that_was_never_set_moves_nothing_into_the_past(self, store: Store) -> None:
+        champion(store, 1, NOON)
+        lifted = champion(store, 2, datetime(1970, 1, 1, 0, 3, tzinfo=UTC), former=1)
+
+        assert ({}, {2: 1.0}) == (shares(store, NOON - timedelta(seconds=1)), shares(store, NOON))
+        assert ("1970-01-01T00:03:00.000000Z", ledger.chain.stamp(NOON)) == (lifted.evidence["told_at"], lifted.at)
+
+    def test_the_present_is_the_clock_s_whatever_a_refusal_says(self, store: Store) -> None:
+        assert NOON == ledger.latest(store, NOON)
+        champion(store, 1, NOON + timedelta(hours=2))
+        champion(store, 1, NOON, line="tabular@other")
+        ledger.append(store, kind="denied", line="*", actor="eve", evidence={}, now=NOON + timedelta(days=3653))
+
+        assert NOON + timedelta(hours=2) == ledger.latest(store, NOON), "so that the move of a clock ahead is seen too"
 
     def test_a_tenant_sees_its_own_traffic_only(self, store: Store, store_url: str) -> None:
         other = Store.open(store_url, tenant=store.tenant + "-other")

@@ -81,6 +81,41 @@ class TestPointers:
         with pytest.raises(Exception, match="must hold"):
             ledger.anchor(sqlite_store, now=NOW)
 
+    @pytest.mark.parametrize("away", [False, True], ids=["deployed", "retired since"])
+    @pytest.mark.parametrize("state", ["approved", "requested"])
+    def test_an_approval_that_a_promotion_used_up_is_not_open_again(
+        self, state: str, away: bool, sqlite_store: Store, tmp_path: Path
+    ) -> None:
+        settings, hour = Settings(home=tmp_path / "home"), timedelta(hours=1)
+        registry = released(settings, sqlite_store)
+        registry.promote(LINE, 3, actor=APPROVER, reason="go", evidence={"approval": True}, now=NOW + hour)
+        if away:
+            add(sqlite_store, settings, 5)
+            registry.set_alias(LINE, "staging", 5, actor=ADMIN, now=NOW + hour)
+            for number in (1, 2):  # 3 is neither champion nor the previous one any more
+                registry.promote(LINE, number, actor=ADMIN, reason="back", evidence=AUTOMATIC, now=NOW + 2 * hour)
+            registry.retire(LINE, 3, actor=ADMIN, reason="old", now=NOW + 3 * hour)
+        assert ledger.verify(sqlite_store).ok
+
+        change(sqlite_store, f"UPDATE approvals SET state = '{state}' WHERE version = 3")
+
+        verdict = ledger.verify(sqlite_store)
+        assert (False, True) == (verdict.ok, "version 3 of" in verdict.reason), verdict.reason
+
+    def test_an_archive_entry_of_before_says_by_its_aliases_what_it_moved(self, store: Store, tmp_path: Path) -> None:
+        registry = released(Settings(home=tmp_path / "home"), store)
+        third = registry.must(LINE, 3)
+        with store.begin() as connection:
+            approvals.void(store, connection, third, actor=ADMIN, reason="retired", now=NOW)
+            ledger.append(
+                store, kind="archive", line=LINE, version=3, bundle_id=third.bundle_id, actor="ana",
+                evidence={"reason": "old", "aliases": ["staging"]}, now=NOW, connection=connection,
+            )  # fmt: skip
+            store.drop_alias(connection, LINE, "staging")
+
+        verdict = ledger.verify(store)
+        assert verdict.ok, verdict.reason
+
     @pytest.mark.parametrize("gone", [1, 2, 4, 6])
     def test_an_end_that_was_cut_off_is_found_without_an_anchor(
         self, gone: int, sqlite_store: Store, tmp_path: Path

@@ -116,19 +116,36 @@ def test_whose_key_it_is_registers_whatever_they_call_themselves(
 
 
 @pytest.mark.parametrize(
-    ("told", "params", "mode"),
+    ("told", "params", "mode", "rehearse", "least"),
     [
-        ({"deploy": {"approval_mode": "required", "rehearse": False}}, "", "required"),
-        ({"deploy": {}}, "required", "automatic"),
-        (None, "required", "required"),
-        (None, "", "automatic"),
+        ({"approval_mode": "required", "min_samples": 20_000}, "", "required", True, 20_000),
+        (
+            {"approval_mode": "automatic", "rehearse": False, "min_samples": 1},
+            "approval_mode: required",
+            "required",
+            True,
+            10_000,
+        ),
+        ({"approval_mode": "notify", "rehearse": False}, "", "notify", True, 10_000),
+        ({"rehearse": False, "min_samples": 9}, "rehearse: false, min_samples: 9", "automatic", False, 9),
+        (None, "approval_mode: required", "required", True, 10_000),
+        (None, "", "automatic", True, 10_000),
     ],
-    ids=["as_the_run_was_told", "the_run_counts_and_no_file", "a_single_step_asks_params", "else_the_familys_word"],
+    ids=[
+        "a_run_may_be_told_more",
+        "but_not_less_than_params",
+        "nor_less_than_the_family",
+        "params_may_say_less",
+        "a_single_step_asks_params",
+        "else_the_familys_word",
+    ],
 )
 def test_it_records_how_the_line_is_released(
     told: dict[str, Any] | None,
     params: str,
     mode: str,
+    rehearse: bool,
+    least: int,
     registry: Registry,
     steps: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,17 +153,17 @@ def test_it_records_how_the_line_is_released(
     """So that a promotion from any other folder is held to it."""
     monkeypatch.chdir(steps)
     if params:
-        text = f"families:\n  tabular:\n    deploy: {{approval_mode: {params}}}\n"
+        text = f"families:\n  tabular:\n    deploy: {{{params}}}\n"
         (steps / "params.yaml").write_text(text, encoding="utf-8")
     if told is not None:
-        registry.store.start_run(run_id="r1", line=LINE, seed=42, params={"line": LINE, "sections": told})
+        registry.store.start_run(run_id="r1", line=LINE, seed=42, params={"line": LINE, "sections": {"deploy": told}})
 
     registered = run(steps, run_id="" if told is None else "r1")
 
     version = registry.must(LINE, registered.version)
     recorded = approvals.terms(registry.store, version)
     assert recorded is not None
-    assert (mode, told is None or "rehearse" not in told["deploy"]) == (recorded.approval_mode, recorded.rehearse)
+    assert (mode, rehearse, least) == (recorded.approval_mode, recorded.rehearse, recorded.min_samples)
     assert (mode == "required") == approvals.needed(registry.store, version)
 
 

@@ -357,8 +357,8 @@ class TestAliases:
         entry = ledger.log(two.store)[-1]
         assert ("alias", 2, "bob") == (entry.kind, entry.version, entry.actor)
         assert {
-            "alias": "champion", "from": 1, "to": 2, "reason": "better", "policy": "automatic", "basis": "policy", "role": "admin",
-            "keyed": True,
+            "alias": "champion", "from": 1, "to": 2, "reason": "better", "policy": "automatic", "basis": "policy", "rehearsal": None,
+            "role": "admin", "keyed": True,
             "moves": {"champion": [1, 2], "production": [1, 2], "previous": [None, 1]},
         } == entry.evidence  # fmt: skip
         shown = client(settings).get_registered_model("tabular--churn").aliases

@@ -24,11 +24,14 @@ from esteira import crash, ledger, locks
 from esteira.access import ENGINE, Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.gate import Fact, Facts, judge, read_rules
+from esteira.project import Project
 from esteira.registry import Registry, beacon, catalogue
 from esteira.release import approvals
 from esteira.release.lifecycle import legal
+from esteira.release.record import record
 from esteira.settings import Settings
 from esteira.store import Store
+from pipelines.plan import decide
 from tests.released import ADMIN, APPROVER, AUTOMATIC, LOCAL, NOW, SCIENTIST, VIEWER, Unshown, add, spoil
 from tests.stores import sqlite_template, store, store_url
 from tests.test_approvals import POLICY
@@ -80,10 +83,45 @@ class TestPromote:
         entry = entries(registry, "alias")[-1]
         assert ("bob", 2, moved.bundle_id) == (entry.actor, entry.version, entry.bundle_id)
         assert {
-            "policy": "automatic", "why": [1], "basis": "policy", "role": "approver", "keyed": True, "alias": "champion",
+            "policy": "automatic", "why": [1], "basis": "policy", "rehearsal": None, "role": "approver", "keyed": True, "alias": "champion",
             "from": 1, "to": 2, "reason": "better",
             "moves": {"champion": [1, 2], "production": [1, 2], "previous": [None, 1]},
         } == entry.evidence  # fmt: skip
+
+    @pytest.mark.parametrize("verdict", ["pass", "held", ""])
+    @pytest.mark.parametrize("basis", ["approval", "test_id", "override", "policy"])
+    def test_on_whatever_it_stands_it_says_which_rehearsal_it_passed(
+        self, basis: str, verdict: str, registry: Registry
+    ) -> None:
+        """S-20: null where there was none, so that the record can say so. Only an override goes past one that held it back."""
+        wanted, common = registry.must(LINE, 1), {"line": LINE, "version": 1, "actor": "lia", "now": NOW}
+        common["bundle_id"] = wanted.bundle_id
+        told = {"approval": True, "test_id": "t-1", "override": "all is down", "policy": "automatic"}
+        ledger.append(registry.store, kind="rollout", evidence={"test_id": "t-1"}, **common)
+        seq = (
+            ledger.append(registry.store, kind="rehearsal", evidence={"verdict": verdict}, **common).seq
+            if verdict
+            else None
+        )
+        if basis == "approval":
+            approvals.request(registry.store, wanted, actor=SCIENTIST, policy=POLICY, hours=1, now=NOW)
+            approvals.approve(registry, LINE, 1, actor=APPROVER, reason="seen", now=NOW)
+
+        def go() -> None:
+            registry.promote(LINE, 1, actor=APPROVER, reason="go", evidence={basis: told[basis]}, now=NOW)
+
+        if verdict == "held" and basis != "override":
+            with pytest.raises(Refused) as caught:
+                go()
+            assert "not_rehearsed" == caught.value.code
+            return
+        go()
+        evidence = entries(registry, "alias")[-1].evidence
+        assert (basis, seq if verdict == "pass" else None) == (evidence["basis"], evidence["rehearsal"])
+        why = {"pass": ""}.get(
+            verdict, "overridden: all is down" if basis == "override" else "the line says rehearse: false"
+        )
+        assert why == record(registry, LINE, 1)["unrehearsed"]
 
     def test_promoting_the_champion_again_moves_nothing(self, registry: Registry) -> None:
         promote(registry, 1)
@@ -336,12 +374,13 @@ class TestRollBack:
         assert ("not_allowed", "denied") == (caught.value.code, entries(registry)[-1].kind)
 
     def test_it_waits_for_nobody_who_writes_to_mlflow(
-        self, settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, settings: Settings, registry: Registry, caplog: pytest.LogCaptureFixture
     ) -> None:
         promote(registry, 1, 2)
-        monkeypatch.setattr("esteira.registry.showing._WAIT_SECONDS", 0.05)
         with locks.hold(settings.home, "registry"), caplog.at_level(logging.WARNING, "esteira.registry"):
+            begun = time.monotonic()
             done = registry.roll_back(LINE, actor=ADMIN, reason="off", now=NOW)
+            assert time.monotonic() - begun < 10, "who waits in silence repeats it, and is back one version more"
 
         assert 1 == done.to_version == registry.aliases(LINE)["champion"]
         assert "does not show the aliases" in caplog.text
@@ -659,6 +698,20 @@ class TestFind:
             assert str(settings.home) not in text
             assert "file://" not in text
             assert "uri" not in whole
+
+    def test_of_a_runs_plan_only_its_training_is_told(self, store: Store, settings: Settings) -> None:
+        """Its source is a path or a database's address, and its other sections may name more of them."""
+        source, model = "postgresql://ana:secret@10.0.0.7/crm", {"kind": "xgboost", "params": {"max_depth": 6}}
+        project = Project.model_validate({"families": {"tabular": {"source": source, "target": "y", "seed": 7}}})
+        asked = {"train": {"trials": 3}, "deploy": {"reason": "/srv/crm/customers.csv"}}
+        plan = decide(LINE, project=project, source=source, target="y", settings=asked)
+        registry = Unshown(settings.model_copy(update={"tenant": store.tenant}), store)
+        add(store, settings, 1, params={**plan.model_dump(mode="json"), "model": model})
+        (listed,) = registry.find().models
+
+        found = registry.model(listed["id"])
+        assert {"seed": 7, "train": {"trials": 3}, "model": model} == found["params"]
+        assert not [word for word in ("secret", "10.0.0.7", "/srv") if word in json.dumps(found)]
 
 
 def test_a_registration_records_what_it_is_and_what_it_learned_from(

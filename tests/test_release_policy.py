@@ -9,7 +9,7 @@ import yaml
 from components import deploy
 from esteira.errors import ConfigError
 from esteira.project import Project, read_project
-from esteira.release.policy import Asked, ReleasePolicy, decided, policy_of
+from esteira.release.policy import Asked, ReleasePolicy, decided, in_force, policy_of, stricter
 from pipelines.plan import decide
 
 
@@ -84,6 +84,43 @@ def test_what_is_not_to_be_said_is_refused_and_named(section: dict[str, Any], tm
 
     assert "bad_params" == caught.value.code
     assert f"deploy.{next(iter(section))}" in caught.value.message
+
+
+def said(**words: Any) -> ReleasePolicy:
+    """A policy of these words, else as loose as it may be."""
+    loose = {"rehearse": False, "min_samples": 0, **words}
+    return ReleasePolicy.of(Asked.model_validate(loose), approval_mode="automatic", rollout="direct")
+
+
+@pytest.mark.parametrize(
+    ("loose", "strict"),
+    [
+        ({}, {"approval_mode": "required"}),
+        ({"approval_mode": "notify"}, {"approval_mode": "required"}),
+        ({}, {"approval_mode": "notify"}),
+        ({}, {"rollout": "staged"}),
+        ({}, {"rehearse": True}),
+        ({"approval_hours": 100}, {"approval_hours": 1}),
+        ({"min_samples": 5}, {"min_samples": 6}),
+    ],
+)
+def test_of_two_policies_the_stricter_word_counts_whoever_says_it(
+    loose: dict[str, Any], strict: dict[str, Any], tmp_path: Path
+) -> None:
+    one, other = said(**loose), said(**strict)
+    assert other == stricter(one, other) == stricter(other, one)
+    for recorded, file in ((loose, strict), (strict, loose)):
+        path = params(tmp_path, {"families": {"tabular": {"deploy": file}}})
+        assert other == in_force("tabular@churn", said(**recorded), params=path)
+
+
+def test_what_a_params_file_leaves_out_is_not_held_against_what_was_recorded(tmp_path: Path) -> None:
+    """It may be another project's."""
+    recorded = said(rollout_policy="ab", approval_hours=72)
+    for document in ({}, {"families": {"tabular": {"deploy": {"reason": "x", "rollout_policy": "rules"}}}}):
+        assert recorded == in_force("tabular@churn", recorded, params=params(tmp_path, document))
+    assert recorded == in_force("tabular@churn", recorded, params=tmp_path / "none.yaml")
+    assert policy_of("tabular") == in_force("tabular", None, params=tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize("document", [None, {}, [], {"families": {}}, {"families": {"tabular": {"deploy": {}}}}])

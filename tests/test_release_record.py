@@ -197,18 +197,36 @@ class TestRecord:
         )  # fmt: skip
         assert "never took traffic" in render(found)
 
-    @pytest.mark.parametrize(("said", "words"), [({"rehearsal": None}, True), ({"rehearsal": 7}, False), ({}, False)])
-    def test_a_release_that_was_not_rehearsed_says_why(self, said: dict[str, Any], words: bool, told: Registry) -> None:
+    @pytest.mark.parametrize(
+        ("said", "why"),
+        [
+            ({"basis": "policy", "rehearsal": None}, "the line says rehearse: false"),
+            ({"basis": "approval", "rehearsal": None}, "the line says rehearse: false"),
+            ({"basis": "test_id", "rehearsal": None}, "the line says rehearse: false"),
+            ({"basis": "override", "override": "all is down", "rehearsal": None}, "overridden: all is down"),
+            ({"basis": "policy", "rehearsal": 7}, ""),
+            ({}, ""),
+        ],
+        ids=str,
+    )
+    def test_a_release_that_was_not_rehearsed_says_why(self, said: dict[str, Any], why: str, told: Registry) -> None:
         story = Story(told.store)
         story.now += 40 * 24 * HOUR
-        story.champion(3, 1, policy="automatic", **said)
+        story.champion(3, 1, **said)
 
         found = record(told, LINE, 3)
-        why = "the line says rehearse: false" if words else ""
         assert why == found["unrehearsed"]
         for text in ("\n".join(lines(found)).lower(), render(found).lower()):
-            assert words == (f"not rehearsed: {why}" in text)
+            assert bool(why) == (f"not rehearsed: {why}" in text)
         assert "" == record(told, LINE, 2)["unrehearsed"], "it was rehearsed"
+
+    def test_a_run_that_left_out_what_its_line_asks_for_is_told_from_its_line(self, told: Registry) -> None:
+        story = Story(told.store)
+        story.now += 40 * 24 * HOUR
+        story.tell("registration", 3, release={"rehearse": True})
+        story.champion(3, 1, basis="policy", rehearsal=None)
+
+        assert "its run says rehearse: false" == record(told, LINE, 3)["unrehearsed"]
 
     def test_without_a_number_it_is_the_champion_and_the_newest_where_there_is_none(self, told: Registry) -> None:
         assert 1 == record(told, LINE)["version"]

@@ -16,11 +16,12 @@ from esteira.errors import ConfigError
 from esteira.gate import Outcome
 from esteira.latency import BOUNDS
 from esteira.rollout import moves
-from esteira.rollout.ab import AB, compared, holm, ratio_p, slower, units_needed
+from esteira.rollout.ab import AB, compared, holm, ratio_p, slower, split_options, units_needed
 from esteira.rollout.policies import planned
 from esteira.rollout.posterior import p_value
 from esteira.rollout.router import routed
-from esteira.rollout.state import Decision, Rollout
+from esteira.rollout.split import Split
+from esteira.rollout.state import Decision, Rollout, Side
 from esteira.rollout.sums import ArmName, Sums
 from tests.rollout_states import after, arm, arms, rollout
 
@@ -82,7 +83,8 @@ class TestPlan:
          [{"name": "a", "baseline": 0.0, "minimum_effect": 0.02}], [{"name": "a", "baseline": 0.9, "minimum_effect": 0.2}],
          [{"name": "a", "baseline": 0.1, "minimum_effect": 0}], [{"name": "a", "baseline": "0.1", "minimum_effect": 0.1}],
          [{"name": "a", "baseline": 0.1, "minimum_effect": 0.1}] * 2, [{"name": f"p{n}", "baseline": 0.1, "minimum_effect": 0.1}
-         for n in range(5)], [{"name": "a", "baseline": float("nan"), "minimum_effect": 0.1}]],
+         for n in range(5)], [{"name": "a", "baseline": float("nan"), "minimum_effect": 0.1}],
+         [{**PRIMARIES[0], "by": "feeling"}], [PRIMARIES[0], {**PRIMARIES[1], "by": "truth"}], [{**PRIMARIES[0], "by": []}]],
     )  # fmt: skip
     def test_what_cannot_be_planned_is_refused(self, said: Any) -> None:
         with pytest.raises(ConfigError) as refused:
@@ -95,6 +97,14 @@ class TestPlan:
 
         assert units_needed(0.1, 0.02, level=0.05 / 4) == planned("ab", {"primaries": four})["planned_units"]
 
+    def test_the_first_primary_comes_by_truths_unless_the_plan_says_by_its_name(self) -> None:
+        for first, truths in ((PRIMARIES[0], True), ({**PRIMARIES[0], "by": "metric"}, False)):
+            ready = POLICY.planned({"primaries": [first, PRIMARIES[1]]})
+            assert [("truth" if truths else "metric"), "metric"] == [one["by"] for one in ready["primaries"]]
+            assert ready == POLICY.planned(ready)
+            found = Split("t1", "s", 50.0, 0, Side(1, "a"), Side(2, "b"), split_options(experiment({}, options=ready)))
+            assert (("conversion", "satisfaction"), truths) == (found.primaries, found.truths)
+
     def test_the_plan_keeps_what_else_the_options_say(self) -> None:
         ready = POLICY.planned({"primaries": PRIMARIES, "min_samples": 5})
 
@@ -102,6 +112,13 @@ class TestPlan:
 
 
 class TestReading:
+    def test_one_that_began_when_requests_were_counted_ends_without_a_winner(self) -> None:
+        old = {name: value for name, value in PLAN.items() if name != "counts"}
+        done = decide(experiment(both(shares(0.14), shares()), options=old), 1)
+
+        assert ("inconclusive", 0.0) == (done.state.status, done.percent)
+        assert "start it again" in done.reason
+
     def test_it_is_read_after_two_whole_weeks_and_not_an_hour_before(self) -> None:
         state = experiment(both(shares(0.14), shares()))
         for hour in range(1, 2 * WEEKS):
@@ -159,7 +176,9 @@ class TestReading:
         assert "inconclusive" == decide(held.state, 4 * WEEKS).action
 
     @pytest.mark.parametrize(
-        "options", [{}, {"primaries": PRIMARIES}, {"planned_units": 5}], ids=["none", "no units", "no primaries"]
+        "options",
+        [{"counts": "users", **said} for said in ({}, {"primaries": PRIMARIES}, {"planned_units": 5})],
+        ids=["none", "no units", "no primaries"],
     )
     def test_without_a_plan_nothing_is_read(self, options: dict[str, Any]) -> None:
         done = decide(experiment(both(shares(0.2), shares()), options=options))
@@ -400,7 +419,7 @@ def test_users_who_ask_often_and_differ_are_told_apart_no_more_often_than_those_
     By requests, 5 a user, the ratio stopped 24 % of such experiments and 14 % were rejected.
     """
     chance, runs, users = np.random.default_rng(asks), 1500, 400
-    plan = {"primaries": PRIMARIES, "planned_units": 1}
+    plan = {**PLAN, "planned_units": 1}
     endings = {"rejected": 0, "by requests": 0, "ratio": 0, "ratio by requests": 0}
     for _ in range(runs):
         often = 1 + (chance.geometric(1 / asks, users) - 1 if asks > 1 else np.zeros(users, dtype=int))

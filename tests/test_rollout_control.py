@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,24 @@ class TestPreconditions:
         with pytest.raises(Refused):
             world.start(release=release(min_samples=12_001))
         assert "min_samples" not in world.start(release=release(min_samples=12_000)).options
+
+    @pytest.mark.parametrize(
+        ("deploy", "code"),
+        [("approval_mode: required", "not_requested"), ("rehearse: true", "preconditions"), ("", "")],
+    )
+    def test_what_params_says_since_a_version_was_registered_counts_where_it_is_stricter(
+        self, deploy: str, code: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        text = f"families:\n  tabular:\n    deploy: {{{deploy}}}\n"
+        Path("params.yaml").write_text(text, encoding="utf-8")
+        if not code:
+            assert "running" == world.start().status, "what it leaves out is not held against the registration"
+            return
+        with pytest.raises(Refused) as caught:
+            world.start()
+        assert code == caught.value.code
+        assert "challenger" not in world.aliases
 
     @pytest.mark.parametrize("least", [-1, 1.5, "many", True, None])
     def test_a_bad_count_is_refused(self, least: Any, world: World) -> None:
@@ -386,4 +405,5 @@ def test_an_experiment_tells_services_what_it_measures(world: World) -> None:
 
     split = world.split
     assert split is not None
-    assert ("conversion", "satisfaction") == split.primaries
+    assert (("conversion", "satisfaction"), True) == (split.primaries, split.truths)
+    assert "users" == world.state.options["counts"]

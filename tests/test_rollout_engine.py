@@ -364,6 +364,16 @@ def _stranger() -> Rollout:
 
 
 class TestOutside:
+    def test_services_hear_whose_a_request_is_only_behind_what_asks_them_again(self, world: World) -> None:
+        class Asking(Gateway):
+            name = "haproxy"
+            asks_again = True
+
+        world.target = Asking()
+        world.start()
+        assert world.split is not None
+        assert world.split.asks_again
+
     @pytest.fixture
     def gateway(self, world: World) -> Gateway:
         world.target = Gateway()
@@ -376,6 +386,7 @@ class TestOutside:
         assert 50.0 == gateway.percent
         assert world.split is not None
         assert world.split.outside, "the services count and do not split"
+        assert not world.split.asks_again, "no gateway takes the header from its callers' hands"
         world.tick()
         assert {"champion": 2, "challenger": 2}.items() <= world.aliases.items()
         assert 100.0 == gateway.percent, "the champion's service is loading"

@@ -374,6 +374,9 @@ def test_the_shipped_route_is_one_that_the_target_can_shift() -> None:
     assert 0.0 == percent_of(rules)
     assert 10.0 == percent_of(shifted(rules, 10))
     assert shifted(rules, 0) == rules, "taking all traffic back leaves the file as it is"
+    for rule in rules:
+        removed = [name for one in rule["filters"] for name in one["requestHeaderModifier"]["remove"]]
+        assert "x-esteira-arm" in removed, "no caller says whose its request is"
 
 
 def test_the_shipped_role_allows_what_the_target_asks_and_no_more() -> None:

@@ -1,8 +1,11 @@
 """The way out of a rollout is open whatever is away: the database, the disk, the state's file, the policy's memory, the proxy."""
 
+import contextlib
 import json
 import os
 import resource
+import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from esteira import outputs
+from esteira import ledger, locks, outputs
 from esteira.errors import ConfigError, OutsideError, Refused
+from esteira.registry import Registry
 from esteira.rollout import carrying, control, engine, files, targets
 from esteira.rollout import split as splits
 from esteira.rollout.split import Split
 from esteira.rollout.state import Rollout, Side
 from esteira.settings import Settings
+from esteira.store import Store
+from esteira.store.database import HEAD
 from tests.rollouts import (
     ANA,
     HOUR,
@@ -180,6 +186,138 @@ class TestDatabaseAway:
         assert "ended" == world.entries("rollout")[-1].evidence["action"]
         world.check()
 
+    def test_the_alert_says_it_once_however_often_it_is_looked_at(self, world: World) -> None:
+        world.start()
+        files.save(world.home, replace(world.state, alert="bias: two groups differ"))
+        away = World(world.settings.model_copy(update={"database_url": NOWHERE}), now=world.now)
+        for _ in range(3):
+            away.tick(1)
+            assert ["registry", "bias"] == [carrying.alert_kind(part) for part in world.state.alert.split(carrying.AND)]
+        world.now = away.now
+        world.tick(1)
+        assert "bias: two groups differ" == world.state.alert
+
+    def test_an_alert_that_grew_before_is_cut_again(self) -> None:
+        assert "bias: x" == carrying.own_alert("registry: a | registry: a | bias: x")
+        assert "state: x" == carrying.own_alert("target: a | state: x", of=carrying.UNDONE)
+
+
+def _newer(world: World, revision: str) -> None:
+    """Make the store one of another version of this code, whose answers are a ConfigError and not "away"."""
+    with contextlib.closing(sqlite3.connect(world.home / "esteira.db")) as store, store:
+        store.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+
+
+class TestDatabaseRefuses:
+    """It is there, but a standby, of a newer schema, spoiled."""
+
+    @pytest.mark.parametrize(
+        "command", [("rollout", "rollback"), ("rollback",), ("rollback", "--to", "1")], ids=" ".join
+    )
+    def test_a_schema_of_tomorrow_stops_no_rollback(self, command: tuple[str, ...], world: World) -> None:
+        world.start()
+        _newer(world, "9999")
+        code, found = esteira(world.home, *command, LINE, "--reason", "complaints")
+        assert world.split is None
+        assert ("rolled_back", 0.0) == (world.state.status, world.state.percent)
+        assert world.state.alert.startswith("ledger: ")
+        assert (2, "not_carried_out") == (code, found["error"]["code"])
+        _newer(world, HEAD)
+        world.tick(1)
+        assert (10.0, 0.0, "restore") == world.traffic()[-1]
+        assert "challenger" not in world.aliases
+        world.check()
+
+    def test_a_rollback_that_was_told_and_stuck_is_tried_again_too(self, world: World) -> None:
+        gateway = Gateway()
+        world.target = gateway
+        world.start()
+        gateway.stuck = True
+        world.do(control.rollback)
+        gateway.stuck = False
+        _newer(world, "9999")
+        away = World(world.settings, now=world.now, target=gateway)
+        assert "ledger" == carrying.alert_kind(away.do(control.rollback).alert)
+        assert 0.0 == gateway.percent
+
+    def test_a_state_that_cannot_be_read_ends_in_it(self, world: World) -> None:
+        world.start()
+        files.path(world.home, LINE).write_bytes(b"{")
+        _newer(world, "9999")
+        away = World(world.settings, now=world.now)
+        assert "ledger" == carrying.alert_kind(away.do(control.rollback).alert)
+        assert world.split is None
+
+    def test_what_was_cut_off_is_taken_back_in_it(self, world: World) -> None:
+        die_at("rollout.before_state", world.start)
+        _newer(world, "9999")
+        assert "rolled_back" == World(world.settings, now=world.now).do(control.rollback).status
+        assert world.split is None
+
+    def test_a_promotion_that_is_due_does_not_hide_behind_it(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.start()
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "promote", refuse)
+            world.do(control.promote)
+        _newer(world, "9999")
+        assert "rolled_back" == World(world.settings, now=world.now).do(control.rollback).status
+        assert world.split is None
+
+    def test_a_standby_stops_no_rollback(self, tmp_path: Path, postgres_url: str) -> None:
+        home = tmp_path / "home"
+        by_hand(home)
+        store = Store.open(postgres_url, tenant="standby")
+        told = {"test_id": "shop-7", "action": "started"}
+        ledger.append(store, kind="rollout", line=LINE, version=2, bundle_id="b" * 64, actor="ana", evidence=told)
+        store.close()
+        standby = f"{postgres_url}{'&' if '?' in postgres_url else '?'}options=-c%20default_transaction_read_only%3Don"
+        code, _ = esteira(
+            home, "rollback", LINE, "--reason", "complaints", ESTEIRA_DATABASE_URL=standby, ESTEIRA_TENANT="standby"
+        )
+        state = files.load(home, LINE)
+        assert state is not None
+        assert (2, "rolled_back", "ledger") == (code, state.status, carrying.alert_kind(state.alert))
+        assert not splits.path(home, LINE).exists()
+
+    def test_whatever_a_driver_raises_is_a_database_that_is_away(self, postgres_url: str) -> None:
+        store = Store.open(postgres_url)
+        for statement in ("SELECT * FROM no_such_table", "SET TRANSACTION READ ONLY; CREATE TABLE t (a int)"):
+            with pytest.raises(OutsideError) as caught, store.begin() as connection:
+                connection.exec_driver_sql(statement)
+            assert "store_away" == caught.value.code
+        store.close()
+
+
+class TestHomeReadOnly:
+    def test_a_rollback_needs_no_lock_and_says_so(self, world: World) -> None:
+        world.start()
+        shutil.rmtree(world.home / "locks")
+        (world.home / "locks").write_text("no folder", encoding="utf-8")
+        for refused in (world.tick, lambda: world.do(control.pause)):
+            with pytest.raises(OutsideError) as caught:
+                refused()
+            assert "no_lock" == caught.value.code
+        state = world.do(control.rollback)
+        assert world.split is None
+        assert ("rolled_back", "disk") == (state.status, carrying.alert_kind(state.alert))
+        assert "complaints" in state.alert or "a reason" in state.alert
+        assert control.undone(state, LINE) is not None
+
+    def test_one_who_holds_the_line_is_waited_for_all_the_same(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.start()
+        monkeypatch.setattr(control, "_WAIT_SECONDS", 0.0)
+        with locks.hold(world.home, f"rollout {LINE}"), pytest.raises(Refused) as caught:
+            world.do(control.rollback)
+        assert "locked" == caught.value.code
+
 
 class TestDiskFull:
     def test_a_rollback_takes_the_traffic_and_is_saved_later(
@@ -287,6 +425,118 @@ class TestState:
         assert world.split is None
         assert ("rolled_back", told) == (world.state.status, len(world.traffic()))
         world.check()
+
+    @pytest.mark.parametrize("gone", ["cut", "withdrawn"])
+    def test_a_promotion_that_waits_is_not_made_after_it_was_rolled_back(
+        self, gone: str, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The state before the roll back is the backup: approved, and its promotion refused."""
+        gateway = Gateway()
+        world.target = gateway
+        world.start()
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "promote", refuse)
+            world.do(control.promote)
+            gateway.stuck = True
+            world.do(control.rollback)
+        assert "target" == carrying.alert_kind(world.state.alert)
+        backup = files.load_backup(world.home, LINE)
+        assert backup is not None
+        assert carrying.under_way(backup)
+        if gone == "cut":
+            files.path(world.home, LINE).write_bytes(b"{")
+        else:
+            files.path(world.home, LINE).unlink()
+        gateway.stuck = False
+        world.tick(1)
+        world.tick(1)
+
+        assert 1 == world.aliases["champion"]
+        assert ("rolled_back", 0.0) == (world.state.status, world.state.percent)
+        assert 0.0 == gateway.percent
+        assert carrying.is_settled(world.state)
+        world.check()
+
+    def test_a_promotion_that_was_made_stays_when_its_state_is_lost(self, world: World) -> None:
+        world.target = Gateway()
+        world.start()
+        world.do(control.promote)
+        # As a kill between the registry's move and its mark leaves it.
+        bare = tuple(one for one in world.state.history if one["action"] != carrying.PROMOTED)
+        files.path(world.home, LINE).with_suffix(".bak").write_bytes(files.encode(replace(world.state, history=bare)))
+        files.path(world.home, LINE).write_bytes(b"{")
+        world.tick(1)
+        world.tick(1)
+        assert ("approved", 2) == (world.state.status, world.aliases["champion"])
+        told = [one.evidence.get("status") for one in world.entries("rollout") if one.evidence["action"] == "ended"]
+        assert ["approved"] == told
+        world.check()
+
+
+def _unmarked(world: World) -> None:
+    """The end as it was written before ends were marked."""
+    bare = tuple(one for one in world.state.history if one["action"] != carrying.SETTLED)
+    files.save(world.home, replace(world.state, history=bare))
+
+
+class TestUnmarkedEnds:
+    @pytest.mark.parametrize("end", [control.rollback, control.promote], ids=["rolled back", "approved"])
+    def test_its_target_is_another_lines(self, end: Any, world: World) -> None:
+        gateway = Gateway()
+        world.target = gateway
+        world.start()
+        world.do(end)
+        world.now += timedelta(seconds=61)
+        world.tick()
+        _unmarked(world)
+        told, tries = len(world.entries("rollout", "traffic", "alias")), gateway.tries
+        gateway.percent = 25.0
+        world.tick(1)
+        assert (25.0, tries) == (gateway.percent, gateway.tries)
+        assert told == len(world.entries("rollout", "traffic", "alias"))
+        assert carrying.is_settled(world.state), "and it is marked now"
+
+    def test_one_whose_traffic_could_not_be_taken_is_not_through(self, world: World) -> None:
+        gateway = Gateway()
+        world.target = gateway
+        world.start()
+        gateway.stuck = True
+        world.do(control.rollback)
+        gateway.stuck = False
+        world.tick(1)
+        assert 0.0 == gateway.percent
+        assert carrying.is_settled(world.state)
+
+    def test_a_rollback_of_the_line_means_its_champion(self, world: World) -> None:
+        world.start()
+        world.do(control.rollback)
+        _unmarked(world)
+        assert world.do(control.rollback) is None
+
+    def test_asked_again_where_it_was_stuck_it_is_still_the_rollout(self, world: World) -> None:
+        gateway = Gateway()
+        world.target = gateway
+        world.start()
+        gateway.stuck = True
+        world.do(control.rollback)
+        gateway.stuck = False
+        assert "rolled_back" == world.do(control.rollback).status
+        assert 0.0 == gateway.percent
+
+    def test_it_keeps_no_other_line_from_the_target(self, world: World) -> None:
+        world.settings = world.settings.model_copy(update={"target": "gateway:ns/route"})
+        world.target = Gateway()
+        world.target.place = targets.make(world.settings, LINE).place
+        world.start()
+        world.do(control.rollback)
+        _unmarked(world)
+        run = carrying.Runtime("tabular@other", world.settings, world.registry, world.target, world.now, ANA)
+        with control._target_of_its_own(run):
+            pass
 
 
 class TestSharedTarget:
@@ -451,9 +701,14 @@ def test_a_settled_end_costs_no_look_at_the_target_or_the_ledger(world: World, m
     world.do(control.rollback)
     assert carrying.is_settled(world.state)
 
-    def asked(*_: Any, **__: Any) -> Any:
-        raise AssertionError("it was asked")
+    asked: list[Any] = []
 
-    monkeypatch.setattr(targets.make(world.settings, LINE).__class__, "share", asked)
+    def share(*told: Any) -> float:
+        asked.append(told)
+        return 0.0
+
+    monkeypatch.setattr(targets.make(world.settings, LINE).__class__, "share", share)
+    kept = world.state
     away = Settings.model_copy(world.settings, update={"database_url": NOWHERE})
     assert engine.tick(LINE, settings=away, now=world.now + HOUR) is None
+    assert ([], kept) == (asked, world.state)

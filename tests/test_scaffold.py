@@ -271,8 +271,9 @@ def test_a_family_of_nested_rows_runs_the_whole_dag(tmp_path: Path) -> None:
     (tmp_path / "plans.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
 
     # A family that says nothing of releases waits for an approver, which is not what is looked at here.
-    ask_nobody = ["--set", "deploy.approval_mode=automatic"]
-    words = ["run", "nested", "--source", "plans.jsonl", "--target", "seconds", *ask_nobody, "--json"]
+    with (tmp_path / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("  nested:\n    deploy: {approval_mode: automatic}\n")
+    words = ["run", "nested", "--source", "plans.jsonl", "--target", "seconds", "--json"]
     run = json.loads(ran([sys.executable, "-m", "esteira.cli", *words], tmp_path, env))
 
     assert ("released", "nested@plans-seconds") == (run["status"], run["line"])

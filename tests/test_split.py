@@ -568,7 +568,7 @@ def test_what_the_other_service_could_not_answer_is_counted_as_its_error_and_onc
     try:
         line.source.champion[LINE] = Deployment(LINE, version, str(version) * 64)
         line.deployed._try_to_follow(LINE)
-        line.write(50, options={"outside": True})
+        line.write(50, options={"outside": True, "asks_again": True})
         for said, arm in ((other, other), (own, own), ("nobody", own)):
             status, document, headers = line.ask(unit=EARLY, headers={"x-esteira-arm": said})
             assert (200, version, arm) == (status, document["version"], headers["x-esteira-arm"])
@@ -589,6 +589,26 @@ def test_a_caller_cannot_say_whose_its_request_is_where_the_service_splits(line:
     line.ask(unit=LATE, headers={"x-esteira-arm": "candidate"})
 
     assert {"control": 0} == {arm: sums.errors for arm, sums in line.sums()[0].items()}
+
+
+@pytest.mark.parametrize("options", [{"outside": True}, {"outside": True, "asks_again": False}, {"asks_again": True}])
+def test_a_caller_cannot_say_whose_its_request_is_behind_what_does_not_ask_again(
+    tmp_path: Path, sqlite_store: Store, models: dict[int, Model], loads: list[int | None], options: dict[str, Any]
+) -> None:
+    """A gateway passes on what callers send: one of them could else end any rollout, or hide a candidate's faults."""
+    line = Line(tmp_path, sqlite_store, models=models, alias="challenger")
+    try:
+        line.source.champion[LINE] = Deployment(LINE, 2, "2" * 64)
+        line.deployed._try_to_follow(LINE)
+        line.write(50, options=options)
+        for does in (models[2].does, lambda _: 1 / 0):
+            models[2].does = does
+            for said in ("control", "candidate"):
+                line.ask(unit=EARLY, headers={"x-esteira-arm": said})
+
+        assert {"candidate": (4, 2)} == {arm: (sums.served, sums.errors) for arm, sums in line.sums()[0].items()}
+    finally:
+        line.stop()
 
 
 def test_a_service_of_another_alias_takes_part_in_no_rollout(

@@ -256,6 +256,21 @@ def test_two_workers_who_see_the_same_users_at_once_count_each_once(store: Store
     assert (48, 2, 16**2 + 32**2) == (found.served, found.units, found.units_sq)
 
 
+def test_what_was_written_and_is_written_again_changes_nothing(store: Store) -> None:
+    """A commit may have gone through though its answer never arrived."""
+    rollouts = Rollouts(store)
+    place: Place = (0, "control")
+    first = rollouts.put_all(TEST, "one", {place: Sums(served=8)}, seen={place: dict.fromkeys("abcdefgh", 1)})
+    again = rollouts.put_all(TEST, "one", {place: Sums(served=8)}, seen={place: dict.fromkeys("abcdefgh", 1)})
+
+    assert first == again
+    found = rollouts.sums(TEST)[0]["control"]
+    assert (8, 8, 8) == (found.served, found.units, found.units_sq)
+    more = replace(again[place], served=9)
+    grown = rollouts.put_all(TEST, "one", {place: more}, seen={place: {"a": 1}})[place]
+    assert (9, 8, 7 + 2**2) == (grown.served, grown.units, grown.units_sq)
+
+
 def test_a_user_counts_once_with_the_mean_of_its_outcomes(store: Store) -> None:
     rollouts = Rollouts(store)
     served(rollouts, "ana", "ana", "rui", "ana", "ana")

@@ -167,7 +167,8 @@ def stage(line: str, version: int | None, reason: str, as_json: bool) -> None:
       esteira release stage tabular 3 --reason "take it up again"
     """
     from esteira.errors import Refused
-    from esteira.release.policy import policy_of
+    from esteira.release import approvals
+    from esteira.release.policy import in_force
     from esteira.release.staging import stage as put
 
     here = _here(line)
@@ -181,8 +182,8 @@ def stage(line: str, version: int | None, reason: str, as_json: bool) -> None:
             )  # fmt: skip
         number = candidate.version
     staged = put(
-        here.registry, line, number, settings=here.settings, actor=here.actor, policy=policy_of(line),
-        reason=reason,
+        here.registry, line, number, settings=here.settings, actor=here.actor,
+        policy=in_force(line, approvals.terms(here.registry.store, here.registry.must(line, number))), reason=reason,
     )  # fmt: skip
     if as_json:
         approval = _told(staged.approval)
@@ -318,32 +319,31 @@ def _evidence(here: _Here, line: str, number: int, override: str | None) -> dict
     """On what the promotion stands, by how the line is released."""
     from esteira.errors import Refused
     from esteira.release import approvals
-    from esteira.release.policy import ReleasePolicy, policy_of
+    from esteira.release.policy import ReleasePolicy, in_force
 
     if override is not None:
         return {"override": override}
     store, version = here.registry.store, here.registry.must(line, number)
     asked = approvals.find(store, version)
-    known = approvals.terms(store, version) if asked is None else ReleasePolicy.model_validate(asked.policy)
-    # What was said when it was registered holds from any folder; a params.yaml that says more since counts, too.
-    policies = [policy_of(line)] if known is None else [known] if asked is not None else [known, policy_of(line)]
-    modes = {policy.approval_mode for policy in policies}
+    # What was asked for is what the approver agreed to; else what was registered holds from any folder.
+    policy = (
+        in_force(line, approvals.terms(store, version)) if asked is None else ReleasePolicy.model_validate(asked.policy)
+    )
     champion = here.registry.resolve(line)
-    if any(policy.rollout == "staged" for policy in policies) and champion is not None and champion.version != number:
+    if policy.rollout == "staged" and champion is not None and champion.version != number:
         raise Refused(
             f"{line} gives a new version its traffic by shares, but all of it was asked for at once",
             code="staged_line",
             where=line,
             cure=f"esteira rollout start {line} --version {number} --reason TEXT; or --override TEXT, by an approver",
         )
-    if asked is not None or "required" in modes:
+    if asked is not None or policy.approval_mode == "required":
         return {"approval": True}
-    if policies[0].rehearse:
+    if policy.rehearse:
         from esteira.release import rehearsal
 
         rehearsal.require(store, line, number, version.bundle_id)
-    # The registry puts in the number of the entry; null stays where the line says that it is not rehearsed.
-    return {"policy": "notify" if "notify" in modes else "automatic", "rehearsal": None}
+    return {"policy": policy.approval_mode}
 
 
 @release.command()

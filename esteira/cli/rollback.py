@@ -1,5 +1,6 @@
 """`esteira rollback`: the way out. It imports nothing heavy before what it undoes is undone."""
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,7 +48,8 @@ def rollback(line: str, to: int | None, reason: str, as_json: bool) -> int:
         if to is not None:
             _refuse_target(registry, line, to)
         ended = control.rollback(line, settings=settings, now=now, actor=actor, reason=reason, registry=registry)
-    if ended is not None and (to is None or to == ended.champion.version):
+    # Of a rollout that won, what is undone is the promotion, however far its traffic was handed over.
+    if ended is not None and ended.status != "approved" and (to is None or to == ended.champion.version):
         found = _of_rollout(registry, ended)
     else:
         moved = registry.roll_back(line, to=to, actor=actor, reason=reason)
@@ -72,9 +74,9 @@ def rollback(line: str, to: int | None, reason: str, as_json: bool) -> int:
 def _refuse_target(registry: "Registry", line: str, to: int) -> None:
     """Refuse a version that cannot be returned to before anything is ended for it.
 
-    With the database away nobody knows; then the rollout is ended, and the move of the champion says so.
+    Where the store cannot be asked nobody knows; then the rollout is ended, and the move of the champion says so.
     """
-    from esteira.errors import OutsideError
+    from esteira.errors import Refused
     from esteira.registry import moves
     from esteira.store.releases import Releases
 
@@ -85,23 +87,23 @@ def _refuse_target(registry: "Registry", line: str, to: int) -> None:
         with registry.store.read() as connection:
             champions = Releases(registry.store).champions(connection, line)
             moves.target_of(line, champion, to, champions, lambda n: registry.store.get_version(line, n, connection))
-    except OutsideError:
+    except Refused:
+        raise
+    except Exception:  # noqa: BLE001 - away, a standby, of a newer schema: what it raises stands in no way out
         return
 
 
 def _of_rollout(registry: "Registry", ended: "Rollout") -> dict[str, Any]:
     """What became of a rollout that was ended, with the entry by which its traffic went back; none while the store is away."""
-    from esteira.errors import OutsideError
     from esteira.store.releases import Releases
 
     entry = None
-    try:
+    # What is done is done, whatever the store raises where it cannot be asked.
+    with contextlib.suppress(Exception):
         store = registry.store
         with store.read() as connection:
             entries = Releases(store).entries(connection, ended.line, "traffic", "rollout")
             entry = next((one["seq"] for one in entries if one["evidence"].get("test_id") == ended.test_id), None)
-    except OutsideError:
-        pass
     return {
         "line": ended.line, "from": ended.challenger.version, "to": ended.champion.version, "ledger_entry": entry,
         "undone": "rollout", "test_id": ended.test_id, "alert": ended.alert,

@@ -116,7 +116,7 @@ def promote(line: str, reason: str, as_json: bool) -> int:
     """
     from esteira.rollout import control
 
-    return _do(control.promote, line, as_json, reason=reason)
+    return _do(control.promote, line, as_json, ends=True, reason=reason)
 
 
 @rollout.command()
@@ -132,7 +132,7 @@ def rollback(line: str, reason: str, as_json: bool) -> int:
     """
     from esteira.rollout import control
 
-    return _do(control.rollback, line, as_json, reason=reason)
+    return _do(control.rollback, line, as_json, ends=True, reason=reason)
 
 
 @rollout.command()
@@ -153,8 +153,8 @@ def tick(line: str, as_json: bool) -> None:
     _show(line, as_json, done=None if decision is None else decision.action)
 
 
-def _do(action: Callable[..., Any], line: str, as_json: bool, **told: Any) -> int:
-    """Do it, show how it stands, and give the exit code: 2 where it could not be carried out."""
+def _do(action: Callable[..., Any], line: str, as_json: bool, *, ends: bool = False, **told: Any) -> int:
+    """Do it, show how it stands, and give the exit code: 2 where an end could not be carried out."""
     from datetime import UTC, datetime
 
     from esteira import access
@@ -163,7 +163,8 @@ def _do(action: Callable[..., Any], line: str, as_json: bool, **told: Any) -> in
 
     settings = load_settings()
     state = action(line, settings=settings, now=datetime.now(UTC), actor=access.who(settings), **told)
-    error = control.undone(state, line)
+    # What is wrong with a rollout that goes on was not made by this command: it is shown as its alert.
+    error = control.undone(state, line) if ends else None
     if as_json:
         _show(line, as_json, **({} if error is None else {"error": error}))
     else:

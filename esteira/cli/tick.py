@@ -43,8 +43,8 @@ def tick(every: float | None, as_json: bool) -> int:
     with locks.hold(settings.home, "tick", what="looking at the rollouts"):
         if every is None:
             found = looks(settings)
-            _tidy(settings)
             _tell(found, as_json)
+            _tidy(settings)
             return max((one["exit_code"] for one in found if "error" in one), default=0)
         stops = (signal.SIGINT, signal.SIGTERM)
         with interruptible("stopping after this look", numbers=stops) as stopped:
@@ -113,8 +113,8 @@ def _tidy(settings: "Settings") -> None:
     """Forget answers that no truth may come for any more, of rollouts that ended too; no look waits for it."""
     from datetime import UTC, datetime
 
-    from esteira.errors import EsteiraError
     from esteira.rollout import files
+    from esteira.settings import redact
 
     if not files.lines(settings.home):
         return
@@ -123,8 +123,8 @@ def _tidy(settings: "Settings") -> None:
 
     try:
         Rollouts(Store.open(settings.database_url, settings.tenant)).prune(datetime.now(UTC) - KEPT)
-    except EsteiraError as error:
-        _log.warning("old answers are kept until the next time: %s", error.message)
+    except Exception as error:  # noqa: BLE001 - a store that refuses must not end the loop that looks at the rollouts
+        _log.warning("old answers are kept until the next time: %s", redact(f"{error}")[:300])
 
 
 def _tell(found: list[dict[str, Any]], as_json: bool) -> None:

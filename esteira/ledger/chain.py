@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 GENESIS = "0" * 64
 """What stands before the first entry."""
+
+LEAP = timedelta(minutes=15)
+"""How far clocks of machines that share a ledger may differ without one of them being wrong."""
+
+_UNSET = "2026-01-01"
+"""A clock that stands before this, when there was no ledger yet, was never set."""
 
 BODY = ("seq", "at", "tenant", "kind", "line", "version", "bundle_id", "actor", "evidence")
 """Fields that a hash covers."""
@@ -90,9 +96,10 @@ def append(
 
     Args:
         evidence: JSON values that show why; NaN becomes null, a password in an address `***`.
-        now: when it happened, aware; the present by default. The chain's order is that of appending, and no entry is earlier
-            than the one before it: where a clock went back, the entry has the time of that one, and its evidence says as
-            `told_at` what it was told.
+        now: when it happened, aware; the present by default. The chain's order is that of appending. An entry that would be
+            earlier than the one before it by up to `LEAP` has the time of that one, and its evidence says as `told_at` what it
+            was told. Beyond that one of both clocks was wrong, and it keeps its own time: an entry of a clock that was years
+            ahead must not date all that follow. Only a clock that was never set is known to be the wrong one, however far back.
         connection: a write transaction of the store to append within, so that a move and its entry are kept together.
     """
     from esteira.store.database import plain
@@ -113,8 +120,9 @@ def append(
             crash.point("ledger.before_commit")
         return entry
     last, prev, latest = store.ledger_head(connection) or (0, GENESIS, "")
-    at = stamp(datetime.now(UTC) if now is None else now)
-    if at < latest:
+    happened = datetime.now(UTC) if now is None else now
+    at = stamp(happened)
+    if at < latest and (at < _UNSET or latest <= stamp(happened + LEAP)):
         at, evidence = latest, {**evidence, "told_at": at}
     body: dict[str, Any] = {
         "seq": last + 1,

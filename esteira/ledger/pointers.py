@@ -63,8 +63,13 @@ def _moves(store: "Store", lines: set[str]) -> dict[tuple[str, str], tuple[int, 
     """(line, alias) -> the last entry that moves it, and where to; None where to nothing."""
     found: dict[tuple[str, str], tuple[int, int | None]] = {}
     kinds = ("alias", "rollback", "archive")
-    for seq, line, evidence in store.ledger_tuples("seq", "line", "evidence", kinds=kinds):
-        moves = _said(evidence).get("moves") if line in lines else None
+    for seq, kind, line, version, evidence in store.ledger_tuples(
+        "seq", "kind", "line", "version", "evidence", kinds=kinds
+    ):
+        said = _said(evidence) if line in lines else {}
+        moves, aliases = said.get("moves"), said.get("aliases")
+        if kind == "archive" and moves is None and isinstance(aliases, list):  # as it was written at first
+            moves = {alias: [version, None] for alias in aliases}
         for alias, ends in moves.items() if isinstance(moves, Mapping) else ():
             if isinstance(ends, list) and len(ends) == 2:
                 found[line, alias] = (seq, ends[1])
@@ -77,12 +82,14 @@ def _approvals(store: "Store") -> Astray | None:
     rows = {row.ledger_seq: row for row in Releases(store).approvals() if row.state in _OPEN}
     if not rows:
         return None
-    kinds = ("approval_request", "approval", "approval_void")
+    # A promotion names the approval that it used up, which is open no more then.
+    kinds = ("approval_request", "approval", "approval_void", "alias")
     last: dict[tuple[str, int], tuple[int, str, str]] = {}
-    for seq, line, version, bundle_id, kind in store.ledger_tuples(
-        "seq", "line", "version", "bundle_id", "kind", kinds=kinds
+    for seq, line, version, bundle_id, kind, evidence in store.ledger_tuples(
+        "seq", "line", "version", "bundle_id", "kind", "evidence", kinds=kinds
     ):
-        last[line, version] = (seq, bundle_id, kind)
+        if kind != "alias" or _said(evidence).get("approval_entry") is not None:
+            last[line, version] = (seq, bundle_id, kind)
     for seq, row in sorted(rows.items()):
         if last.get((row.line, row.version)) != (seq, row.bundle_id, _OPEN[row.state]):
             return Astray(

@@ -1,7 +1,8 @@
 """Which version of a line took which share of its traffic, at any second, read from the ledger alone.
 
 Two things move traffic: a move of the alias `champion`, which gives its version everything, and a `traffic` entry, which names the
-share of every version that takes any. Each says all of a line's shares, so the last one that happened by then answers.
+share of every version that takes any. Each says all of a line's shares, so the one appended last, of those that happened by then,
+answers.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Any
 
 from esteira.errors import ConfigError, Refused
-from esteira.ledger.chain import log, parse, stamp
+from esteira.ledger.chain import parse, stamp
 
 if TYPE_CHECKING:
     from esteira.store import Store
@@ -62,8 +63,8 @@ class Change:
 def at(store: "Store", time: datetime, line: str | None = None) -> list[Serving]:
     """What took traffic at a time, by line and then by share; nothing before the first release. One pass over the ledger.
 
-    What an entry says counts from its own time on, which is never before that of the entry before it. The chain is read, not
-    verified.
+    What an entry says counts from its own time on, and until one that was appended after it counts: so an entry of a clock that was
+    ahead hides none that follows. The chain is read, not verified.
 
     Args:
         time: aware.
@@ -137,10 +138,9 @@ def _change(row: Any) -> Change | None:
 
 
 def latest(store: "Store", now: datetime) -> datetime:
-    """The present of a ledger: now, or the time of its last entry where a clock that is ahead of this one wrote that."""
-    for entry in log(store, limit=1):
-        with contextlib.suppress(ValueError):
-            return max(now, datetime.fromisoformat(entry.at))
+    """The present of a ledger: now, or the latest time at which traffic was moved where a clock ahead of this one told it."""
+    with contextlib.suppress(ValueError):
+        return max(now, datetime.fromisoformat(store.ledger_latest(_KINDS)))
     return now
 
 

@@ -95,11 +95,18 @@ def more(version: Version, registered: Mapping[str, Any], training_seconds: floa
     """
     primary = registered.get("primary")
     return {
-        "params": version.params,
+        "params": _training(version.params),
         "primary_score": None if not primary else {"metric": primary, "value": _number(version.metrics.get(primary))},
         "model_size": registered.get("size_bytes"),
         "training_time": None if training_seconds is None else round(training_seconds),
     }
+
+
+def _training(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of its training; the rest of a run's plan names files and databases."""
+    sections = params.get("sections")
+    asked = {**params, **(sections if isinstance(sections, Mapping) else {})}
+    return {name: asked[name] for name in ("seed", "model", "train") if name in asked}
 
 
 def _score(value: Any) -> float | None:

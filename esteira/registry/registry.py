@@ -206,7 +206,9 @@ class Registry(Registering):
             if held.get("champion") != version:
                 given = require_promotable(self.store, connection, wanted, basis=basis, evidence=evidence, at=at)
                 shown = approvals.rehearsed(self.store, wanted, connection)
-                said = {**evidence, "basis": basis, **({} if shown is None else {"rehearsal": shown["seq"]})}
+                # Null tells the record that it went without, whatever it stands on (S-20).
+                seq = shown["seq"] if shown is not None and shown["evidence"].get("verdict") == "pass" else None
+                said = {**evidence, "basis": basis, "rehearsal": seq}
                 if given is not None:
                     said |= {"approval_entry": given.ledger_seq, "approver": given.approver}
                     approvals.use(self.store, connection, given)

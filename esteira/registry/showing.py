@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from esteira.registry.mlflow_mirror import Mirror
 
 _WAIT_SECONDS = 300.0
+_SHOW_SECONDS = 1.0
+"""For the lock, after a move: it holds already, and who waits in silence takes it for failed and goes back once more."""
 
 _log = logging.getLogger("esteira.registry")
 
@@ -31,9 +33,9 @@ class Showing(Reading):
         super().__init__(settings, store)
         self._mirrors = mirror
 
-    def _locked(self, what: str) -> AbstractContextManager[None]:
+    def _locked(self, what: str, wait: float = _WAIT_SECONDS) -> AbstractContextManager[None]:
         # One writer: MLflow on SQLite takes no two, and has no compare-and-swap for aliases.
-        return locks.hold(self._settings.home, "registry", what=what, wait=_WAIT_SECONDS)
+        return locks.hold(self._settings.home, "registry", what=what, wait=wait)
 
     @cached_property
     def _mirror(self) -> "Mirror":
@@ -65,7 +67,7 @@ class Showing(Reading):
         if not self._mirrors:
             return
         try:
-            with self._locked(f"showing the aliases of {line}"):
+            with self._locked(f"showing the aliases of {line}", _SHOW_SECONDS):
                 self._show_aliases(line, always=always)
         except (EsteiraError, OSError) as error:
             self._unshown(line, error)

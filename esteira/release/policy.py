@@ -16,6 +16,8 @@ ApprovalMode = Literal["required", "notify", "automatic"]
 Traffic = Literal["staged", "direct"]
 PolicyName = Literal["rules", "sequential", "thresholds", "ab", "flags"]
 
+_STRICTEST: tuple[ApprovalMode, ...] = ("required", "notify", "automatic")
+
 
 class Asked(BaseModel):
     """The section `deploy` of params.yaml: how a version is put into service. What is not said is the family's.
@@ -97,12 +99,46 @@ def policy_of(line: str, *, params: Path = PARAMS) -> ReleasePolicy:
     Raises:
         ConfigError: params.yaml is no YAML or says something that means nothing, or there is no such family.
     """
+    return decided(_asked(line, params), line)
+
+
+def stricter(one: ReleasePolicy, other: ReleasePolicy) -> ReleasePolicy:
+    """Of each word the stricter; by which rules shares grow, of which none is, as the first says. Pure."""
+    return one.model_copy(
+        update={
+            "approval_mode": min(one.approval_mode, other.approval_mode, key=_STRICTEST.index),
+            "rollout": "staged" if "staged" in (one.rollout, other.rollout) else "direct",
+            "approval_hours": min(one.approval_hours, other.approval_hours),
+            "rehearse": one.rehearse or other.rehearse,
+            "min_samples": max(one.min_samples, other.min_samples),
+        }
+    )
+
+
+def in_force(line: str, recorded: ReleasePolicy | None, *, params: Path = PARAMS) -> ReleasePolicy:
+    """What a version is held to now: what stands with its registration or request, and what params.yaml here says beyond that.
+
+    Args:
+        recorded: None where nothing was; then the line's own word is all there is.
+        params: what it leaves out is not held against what is recorded, as it may be another project's.
+
+    Raises:
+        ConfigError: as `policy_of`.
+    """
+    asked = _asked(line, params)
+    if recorded is None:
+        return decided(asked, line)
+    said = {name: getattr(asked, name) for name in asked.model_fields_set & set(ReleasePolicy.model_fields)}
+    here = {name: value for name, value in said.items() if value is not None}
+    return stricter(recorded, recorded.model_copy(update=here))
+
+
+def _asked(line: str, params: Path) -> Asked:
     parsed = Line.parse(line)
     try:
-        asked = Asked.model_validate(read_project(params).block(parsed.family, str(parsed)).deploy)
+        return Asked.model_validate(read_project(params).block(parsed.family, str(parsed)).deploy)
     except ValidationError as error:
         raise _refusal(error, str(params)) from error
-    return decided(asked, line)
 
 
 def _refusal(error: ValidationError, where: str) -> ConfigError:

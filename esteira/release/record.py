@@ -213,13 +213,19 @@ def _rehearsal(own: Sequence[Entry]) -> dict[str, Any] | None:
 
 
 def _unrehearsed(own: Sequence[Entry], version: Version) -> str:
-    """Why it went into production without a rehearsal (S-20); empty where it had one, or never went."""
-    if any(entry.kind == "rehearsal" for entry in own):
+    """Why it went into production last without a rehearsal that it passed (S-20); empty where it had one, or never went."""
+    moves = [
+        entry.evidence
+        for entry, _, taken in _champion_moves(own)
+        if taken == version.version and "rehearsal" in entry.evidence
+    ]
+    if not moves or moves[-1]["rehearsal"] is not None:
         return ""
-    for entry, _, taken in _champion_moves(own):
-        if taken == version.version and "rehearsal" in entry.evidence and entry.evidence["rehearsal"] is None:
-            return "the line says rehearse: false"
-    return ""
+    if moves[-1].get("basis") == "override":
+        return f"overridden: {moves[-1].get('override')}"
+    said = next((entry.evidence.get("release") for entry in reversed(own) if entry.kind == "registration"), None)
+    whose = "its run" if isinstance(said, Mapping) and said.get("rehearse") is True else "the line"
+    return f"{whose} says rehearse: false"
 
 
 def _approval(own: Sequence[Entry]) -> dict[str, Any]:

@@ -69,10 +69,13 @@ def stage(
             _void(registry, staged, actor, f"it did not pass its rehearsal: {held.message}", now)
             raise
     approval = None
-    if policy.approval_mode == "required" and staged.state != "production":
+    # What a promotion will ask for can be asked for here, whoever says that the line asks nobody.
+    asks = policy.approval_mode == "required" or approvals.needed(registry.store, staged)
+    if asks and staged.state != "production":
+        terms = policy.model_copy(update={"approval_mode": "required"}).model_dump(mode="json")
         approval = approvals.request(
-            registry.store, staged, actor=actor, policy=policy.model_dump(mode="json"), hours=policy.approval_hours, now=now,
-            reason=reason, evidence={"rehearsal": rehearsal},
+            registry.store, staged, actor=actor, policy=terms, hours=policy.approval_hours, now=now, reason=reason,
+            evidence={"rehearsal": rehearsal},
         )  # fmt: skip
     return Staged(staged, rehearsal, approval)
 

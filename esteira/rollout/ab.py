@@ -1,7 +1,8 @@
 """The experiment of S-37: half of the units each, a sample size planned before, one analysis at its end. Pure.
 
 The primaries are read from the sums of stage 0, 1, ... in the plan's order: an experiment has one stage of traffic, so that
-the outcome of feedback (stage 0) leaves the other places to what else was measured, such as satisfaction. What is counted are
+the first (stage 0) is what comes of truths, or what is sent by its name, as the plan says and never both; the other places are left
+to what else is sent, such as satisfaction. What is counted are
 the units that were assigned, such as users, each once, with the mean of its outcomes: requests of one user say the same thing
 several times. The guardrails are read of requests, each of which counts as little as if those of one user were all alike.
 """
@@ -28,6 +29,8 @@ PASS, FAIL, NO_DATA = Outcome.PASS, Outcome.FAIL, Outcome.NO_DATA
 DAY = 24 * moves.HOUR
 WEEK = 7 * DAY
 MOST_PRIMARIES = 4
+COUNTS = "users"
+"""What the plan says is counted; a plan that says nothing is of a version that counted requests."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class AB:
         """The options with `planned_units`, which each arm needs of every primary. It is planned for the strictest step of Holm.
 
         Args:
-            options: `{"primaries": [{"name", "baseline", "minimum_effect"}, ...]}`; what else stands there is kept.
+            options: `{"primaries": [{"name", "baseline", "minimum_effect"}, ...]}`, the first with `"by"`: `truth` (what comes of
+                truths; the default) or `metric` (sent by its name, as the others are); what else stands there is kept.
 
         Raises:
             ConfigError: no primaries, or one whose effect cannot be planned for (`no_plan`).
@@ -148,20 +152,23 @@ class AB:
         said = options.get("primaries")
         if not isinstance(said, Sequence) or isinstance(said, str) or not 1 <= len(said) <= MOST_PRIMARIES:
             raise _no_plan(f"an experiment has 1 to {MOST_PRIMARIES} primaries, but got {said!r}"[:300])
-        primaries = [_primary(one) for one in said]
+        primaries = [_primary(one, place) for place, one in enumerate(said)]
         if len({one["name"] for one in primaries}) < len(primaries):
             raise _no_plan(f"each primary has its own name, but got {[one['name'] for one in primaries]}")
         level = self.level / len(primaries)
         units = max(
             units_needed(one["baseline"], one["minimum_effect"], level=level, power=self.power) for one in primaries
         )
-        return {**options, "primaries": primaries, "planned_units": units, "weeks": self.weeks}
+        return {**options, "primaries": primaries, "planned_units": units, "weeks": self.weeks, "counts": COUNTS}
 
     def decide(self, state: Rollout, now: datetime) -> Decision:
         """What to do at this moment; pure."""
         kept = moves.still(state)
         if kept is not None:
             return kept
+        if state.options.get("counts") != COUNTS:
+            said = "it began before users were counted, and a mean of requests and users is neither's: start it again"
+            return moves.inconclusive(state, now, said)
         candidate, control = state.arm("candidate", 0), state.arm("control", 0)
         hourly = moves.hour_due(state, now)
         week = moves.due_look(state, now, WEEK, self.most_weeks)
@@ -297,6 +304,13 @@ class AB:
         return int(before // DAY) < int((state.seconds(now) + 1e-6) // DAY)
 
 
+def split_options(state: Rollout) -> dict[str, Any]:
+    """What a split says of an experiment, so that services count its users once, and know what may be fed back of them."""
+    primaries = state.options.get("primaries", ())
+    by_truth = bool(primaries) and primaries[0].get("by", "truth") == "truth"
+    return {"primaries": [str(one["name"]) for one in primaries], "truths": by_truth}
+
+
 def slower(sums: Sums, seconds: float) -> float:
     """Share of an arm's answers that took longer, those of the bucket in between by its part; 0 without an answer."""
     total = sum(sums.latency.values())
@@ -315,9 +329,9 @@ def _upper(distance: float, spread: float) -> float:
     return 0.5 * math.erfc(distance / (spread * math.sqrt(2))) if spread > 0 else 1.0
 
 
-def _primary(said: Any) -> dict[str, Any]:
+def _primary(said: Any, place: int) -> dict[str, Any]:
     """One primary of a plan, checked."""
-    if not isinstance(said, Mapping) or set(said) != {"name", "baseline", "minimum_effect"}:
+    if not isinstance(said, Mapping) or set(said) - {"by"} != {"name", "baseline", "minimum_effect"}:
         raise _no_plan(f"a primary says name, baseline and minimum_effect, but got {said!r}"[:300])
     name, baseline, effect = said["name"], said["baseline"], said["minimum_effect"]
     numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (baseline, effect))
@@ -328,7 +342,12 @@ def _primary(said: Any) -> dict[str, Any]:
             f"a primary's baseline lies in (0, 1) and its minimum effect above 0 and within what is left to 1, but {name} has "
             f"{baseline!r} and {effect!r}"[:300]
         )
-    return {"name": name, "baseline": float(baseline), "minimum_effect": float(effect)}
+    by = said.get("by", "metric" if place else "truth")
+    if by not in (("metric",) if place else ("truth", "metric")):
+        raise _no_plan(
+            f"the first primary comes by truth or by metric, and the others by metric, but {name} by {by!r}"[:300]
+        )
+    return {"name": name, "baseline": float(baseline), "minimum_effect": float(effect), "by": by}
 
 
 def _no_plan(message: str) -> ConfigError:

@@ -26,7 +26,7 @@ from esteira.rollout import files, moves, targets
 from esteira.rollout import split as splits
 from esteira.rollout.split import Split, side_dict
 from esteira.rollout.state import Rollout
-from esteira.settings import Settings
+from esteira.settings import Settings, redact
 from esteira.store import Store
 from esteira.store.releases import Releases
 
@@ -44,7 +44,8 @@ _DISK = frozenset({"disk_full", "cannot_write"})
 _TOLERANCE = 0.5  # percent; a proxy's weights are whole numbers
 _RETRY = timedelta(minutes=10)  # between two tries to give traffic that could not be given
 _WAITS = (0.1, 0.4)  # seconds before the second try and the third
-_AND = " | "
+AND = " | "
+"""Between the alerts of `joined`."""
 _LATE = "the ledger was away when this became so"
 
 _log = logging.getLogger("esteira.rollout")
@@ -57,6 +58,7 @@ class Runtime:
     Attributes:
         now: aware.
         actor: whose name the ledger gets.
+        unlocked: why nobody else is kept out, as an alert; empty where the line is locked.
     """
 
     line: str
@@ -65,6 +67,7 @@ class Runtime:
     target: targets.Target
     now: datetime
     actor: Actor
+    unlocked: str = ""
 
     @property
     def home(self) -> Path:
@@ -84,7 +87,7 @@ class Runtime:
 
 @contextlib.contextmanager
 def opened(
-    line: str, *, settings: Settings, now: datetime, actor: Actor, what: str, wait: float = 0.0,
+    line: str, *, settings: Settings, now: datetime, actor: Actor, what: str, wait: float = 0.0, way_out: bool = False,
     target: targets.Target | None = None, registry: Registry | None = None,
 ) -> Iterator[Runtime]:  # fmt: skip
     """A line's rollout, to be changed by nobody else while the block runs.
@@ -92,19 +95,29 @@ def opened(
     Args:
         what: is being done, in words, for whoever finds it locked.
         wait: seconds to wait for another.
+        way_out: go on without a lock where none can be made; what is taken away twice at once is taken away.
         target: what splits the traffic; the settings' by default.
         registry: an open one to use.
 
     Raises:
         Refused: code `locked`.
         ConfigError: there is no such line's name, or no such target.
+        OutsideError: no lock can be made.
     """
     Line.parse(line)
     if now.tzinfo is None:
         raise ValueError("the time of a rollout says its zone")
     chosen = target or targets.make(settings, line)
-    with locks.hold(settings.home, f"rollout {line}", what=what, wait=wait):
-        yield Runtime(line, settings, registry or Registry(settings), chosen, now, actor)
+    with contextlib.ExitStack() as held:
+        unlocked = ""
+        try:
+            held.enter_context(locks.hold(settings.home, f"rollout {line}", what=what, wait=wait))
+        except OutsideError as error:
+            if not way_out:
+                raise
+            unlocked = f"disk: {error.message}"
+            _log.error("%s: %s without a lock: %s", line, what, error.message)
+        yield Runtime(line, settings, registry or Registry(settings), chosen, now, actor, unlocked)
 
 
 def carry_out(
@@ -141,11 +154,11 @@ def carry_out(
     told = [*entries(before, after, action=action, reason=reason, findings=findings, move=move, at=run.now), *also]
     try:
         append(run, after, told)
-    except OutsideError as error:
+    except Exception as error:
         if not falls:
             raise
-        # The database is away, and a bad candidate must not wait for it: the next look that can writes the entry.
-        late = f"ledger: {error.message}"
+        # Away, a standby, of a newer schema, spoiled: a bad candidate waits for no store. The next look that can writes the entry.
+        late = f"ledger: {said(error)}"
     crash.point("rollout.before_shift")
     return _finish(run, before, after, late=late)
 
@@ -243,9 +256,10 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
     if is_settled(state):
         return state
     try:
-        why, done = _settled(run, state, at_once)
-    except OutsideError as error:
-        why, done = f"{'disk' if error.code in _DISK else 'ledger'}: {error.message}", state
+        why, done = ("", _marked(run, state)) if was_carried_out(run, state) else _settled(run, state, at_once)
+    except Exception as error:  # noqa: BLE001 - as in `carry_out`; what fails by a fault of ours is logged by `said`
+        disk = isinstance(error, OutsideError) and error.code in _DISK
+        why, done = f"{'disk' if disk else 'ledger'}: {said(error)}", state
     after = replace(done, alert=joined(why, own_alert(done.alert, of=UNDONE) or end_alert(done)))
     if after != state:
         if after.alert and after.alert != state.alert:
@@ -260,6 +274,37 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
 def is_settled(state: Rollout) -> bool:
     """Whether an end is carried out, to its last alias."""
     return any(entry.get("action") == SETTLED for entry in state.history)
+
+
+def was_carried_out(run: Runtime, state: Rollout) -> bool:
+    """The same by what files, ledger and aliases say: of ends from before they were marked, or cut off before the mark.
+
+    Raises:
+        OutsideError: the store is away.
+    """
+    if state.status in LIVE or splits.path(run.home, run.line).exists():
+        return False
+    challenger = run.registry.resolve(run.line, "challenger")
+    if challenger is not None and challenger.version == state.challenger.version:
+        return False
+    if state.status == "approved":
+        return promoted_at(state) is not None
+    _, ended = told_course(run, state)
+    last = recorded_traffic(run, state)
+    return ended is not None and ended["status"] == state.status and (last is None or float(last["to"]) == 0)
+
+
+def under_way(state: Rollout) -> bool:
+    """Whether the candidate may yet get traffic or the championship by this state. Pure."""
+    return state.status in LIVE or (state.status == "approved" and promoted_at(state) is None)
+
+
+def said(error: Exception) -> str:
+    """What an error says, for an alert; a fault that is no letter is logged with its traceback."""
+    if isinstance(error, EsteiraError):
+        return error.message
+    _log.error("not foreseen", exc_info=error)
+    return redact(f"{type(error).__name__}: {error}")[:300]
 
 
 def why_ended(state: Rollout) -> str:
@@ -319,9 +364,11 @@ def split_of(run: Runtime, state: Rollout) -> Split:
         options = dict(split_options(state))
     elif state.policy == "ab":
         # By these services know an experiment, whose users count once, and what may be fed back of them.
-        options["primaries"] = [str(one["name"]) for one in state.options.get("primaries", ())]
+        from esteira.rollout.ab import split_options as of_experiment
+
+        options = dict(of_experiment(state))
     if run.outside:
-        options["outside"] = True
+        options |= {"outside": True, "asks_again": run.target.asks_again}
     return Split(
         test_id=state.test_id, salt=state.salt, percent=state.percent, stage=state.stage, champion=state.champion,
         challenger=state.challenger, options=options,
@@ -423,13 +470,15 @@ def alert_kind(alert: str) -> str:
 
 
 def own_alert(alert: str, *, of: frozenset[str] = ENGINE_ALERTS) -> str:
-    """What is left of an alert without the part that is found anew at every look."""
-    return alert.partition(_AND)[2] if alert_kind(alert) in of else alert
+    """What is left of an alert without the parts that are found anew at every look."""
+    while alert_kind(alert) in of:
+        alert = alert.partition(AND)[2]
+    return alert
 
 
 def joined(why: str, alert: str) -> str:
     """Both alerts, that of the engine first, so that `own_alert` finds the other again."""
-    return f"{why}{_AND}{alert}" if why and alert else why or alert
+    return f"{why}{AND}{alert}" if why and alert else why or alert
 
 
 def _finish(run: Runtime, before: Rollout | None, after: Rollout, *, late: str = "") -> Rollout:
@@ -520,9 +569,12 @@ def _last(run: Runtime, state: Rollout, why: str) -> tuple[str, Rollout]:
     why = _drop_challenger(run, state, f"rollout {state.status}")
     if why:
         return why, state
-    return "", moves.noted(
-        state, run.now, SETTLED, state.percent, run.actor.name, f"the end, {state.status}, is carried out"
-    )
+    return "", _marked(run, state)
+
+
+def _marked(run: Runtime, state: Rollout) -> Rollout:
+    reason = f"the end, {state.status}, is carried out"
+    return moves.noted(state, run.now, SETTLED, state.percent, run.actor.name, reason)
 
 
 def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:

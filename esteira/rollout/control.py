@@ -5,11 +5,11 @@ entry in the ledger. `rollback` imports nothing heavy: it is the way out.
 """
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esteira import access, ledger, locks
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from esteira.release.policy import ReleasePolicy
 
 _WAIT_SECONDS = 30.0
+
+_log = logging.getLogger("esteira.rollout")
 
 
 def start(
@@ -50,7 +52,7 @@ def start(
         version: the candidate; by default what `staging` names, else `candidate`.
         policy: by which it goes on; by default the line's.
         options: the policy's plan, over the line's own; `min_samples` among them is H-39's.
-        release: the line's settings; by default those that the candidate was registered under, else those of params.yaml.
+        release: the line's settings; by default those that the candidate was registered under, and what params.yaml says beyond.
 
     Returns:
         The state as it is now.
@@ -72,10 +74,10 @@ def start(
         champion, challenger = _sides(run, version)
         if release is None:
             from esteira.release import approvals
-            from esteira.release.policy import policy_of
+            from esteira.release.policy import in_force
 
             # What the version was registered under counts from whatever folder it is started; a service has no params.yaml.
-            release = approvals.terms(run.store, challenger) or policy_of(line)
+            release = in_force(line, approvals.terms(run.store, challenger))
         name = policy or release.rollout_policy
         asked = {**_own_options(release, name), **(options or {})}
         least = asked.pop("min_samples", release.min_samples)
@@ -186,33 +188,46 @@ def rollback(
     """Take all traffic from the candidate and end its rollout; a state that cannot be read does not stand in the way.
 
     Returns:
-        The state as it is now, with an alert where the target could not be reached: then every look tries again. None where
-        there was nothing to end.
+        The state as it is now, with an alert (`undone`) where the target or the ledger could not be reached: then every look
+        tries again. Of status `approved` where its candidate is the champion already, so that who undoes a release has yet
+        to move that. None where there was nothing to end.
 
     Raises:
         Refused: code `not_allowed`.
     """
     reason = _reason(reason)
-    with _opened(line, settings, now, actor, f"rolling back the rollout of {line}", target, registry) as run:
+    what = f"rolling back the rollout of {line}"
+    with _opened(line, settings, now, actor, what, target, registry, way_out=True) as run:
         # The store is asked where it must be only: the way out is open while the database is away.
         access.require(actor, "roll_back", line=line, store=lambda: run.store, now=now)
-        try:
-            state = _last_known(run)
-        except Refused as error:
-            decision = engine.lost(run, error.message)
-            return None if decision is None else decision.state
-        if state is None or not (state.status in LIVE or _promotion_due(run, state)):
-            if state is not None:
-                after = carrying.settle(run, state, at_once=True)
-                if state.status != "approved" and not carrying.is_settled(state):
-                    # Asked again because the first time could not be carried out; it is still this rollout that is meant.
-                    return after
-            elif (decision := engine.look(run)) is not None:
-                return decision.state
-            _drop_stale(run, state, reason)
-            return None
-        after = moves.ended(_measured(run, state), now, "rolled_back", "roll_back", actor.name, reason)
+        after = _rolled_back(run, reason)
+        if after is None or not run.unlocked or carrying.alert_kind(after.alert) in carrying.UNDONE:
+            return after
+        return replace(after, alert=carrying.joined(run.unlocked, after.alert))
+
+
+def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
+    try:
+        state = _last_known(run)
+    except Refused as error:
+        decision = engine.lost(run, error.message)
+        return None if decision is None else decision.state
+    if state is not None and (state.status in LIVE or _promotion_due(run, state)):
+        after = moves.ended(_measured(run, state), run.now, "rolled_back", "roll_back", run.actor.name, reason)
         return carrying.carry_out(run, state, after, action="roll_back", reason=reason)
+    if state is None:
+        if (decision := engine.look(run)) is not None:
+            return decision.state
+    else:
+        through = _through(run, state)
+        after = carrying.settle(run, state, at_once=True)
+        if carrying.alert_kind(after.alert) in carrying.UNDONE:
+            return after
+        if state.status != "approved" and not through:
+            # Asked again because the first time could not be carried out; it is still this rollout that is meant.
+            return after
+    _drop_stale(run, state, reason)
+    return None
 
 
 def status(
@@ -244,7 +259,7 @@ def status(
     if state is None:
         aside = files.path(settings.home, line).with_suffix(".bad").exists()
         backup = files.load_backup(settings.home, line)
-        if backup is not None and backup.status in LIVE:
+        if backup is not None and carrying.under_way(backup):
             return {**nothing, "status": "unreadable", "alert": "state: it is gone, and the one before was under way"}
         return {
             **nothing,
@@ -254,9 +269,9 @@ def status(
     run = Runtime(line, settings, registry or Registry(settings), chosen, now, access.ENGINE)
     try:
         seen = engine.measured(run, state)
-    except (OutsideError, Refused) as error:
+    except Exception as error:  # noqa: BLE001 - how it stands is shown by whatever is left to ask
         known = carrying.alert_kind(state.alert) in carrying.ENGINE_ALERTS
-        seen = state if known else replace(state, alert=carrying.joined(f"sums: {error.message}", state.alert))
+        seen = state if known else replace(state, alert=carrying.joined(f"sums: {carrying.said(error)}", state.alert))
     return {**described(seen, now), "target": share}
 
 
@@ -335,11 +350,12 @@ def _figures(sums: Sums) -> dict[str, Any]:
 
 def _opened(
     line: str, settings: Settings, now: datetime, actor: Actor, what: str,
-    target: targets.Target | None, registry: Registry | None,
+    target: targets.Target | None, registry: Registry | None, *, way_out: bool = False,
 ) -> Any:  # fmt: skip
     return carrying.opened(
-        line, settings=settings, now=now, actor=actor, what=what, wait=_WAIT_SECONDS, target=target, registry=registry
-    )
+        line, settings=settings, now=now, actor=actor, what=what, wait=_WAIT_SECONDS, way_out=way_out, target=target,
+        registry=registry,
+    )  # fmt: skip
 
 
 def _reason(text: str) -> str:
@@ -380,9 +396,11 @@ def _last_known(run: Runtime) -> Rollout | None:
     Raises:
         Refused: code `bad_rollout_state`.
     """
+    files.load(run.home, run.line)
     try:
         return carrying.recover(run)
-    except OutsideError:
+    except Exception as error:  # noqa: BLE001 - whatever the store raises, it cannot be asked
+        _log.error("%s: what was cut off is not finished: %s", run.line, carrying.said(error))
         state, found = files.load(run.home, run.line), files.prepared(run.home, run.line)
         if found is not None and (state is None or (state.test_id != found[1].test_id and state.status not in LIVE)):
             return found[1]
@@ -393,7 +411,7 @@ def _promotion_due(run: Runtime, state: Rollout) -> bool:
     """As `carrying.promotion_due`. With the ledger away nobody knows, and then the candidate is not to keep what it has."""
     try:
         return carrying.promotion_due(run, state)
-    except OutsideError:
+    except Exception:  # noqa: BLE001 - whatever the store raises, it cannot be asked
         return state.status == "approved" and carrying.promoted_at(state) is None
 
 
@@ -401,8 +419,16 @@ def _measured(run: Runtime, state: Rollout) -> Rollout:
     """With what was measured by now, for the record; an end by hand does not wait for it."""
     try:
         return engine.measured(run, state)
-    except (OutsideError, Refused):
+    except Exception:  # noqa: BLE001 - whatever the store raises, it cannot be asked
         return state
+
+
+def _through(run: Runtime, state: Rollout) -> bool:
+    """Whether an end was carried out before now. Where the store cannot be asked nobody knows."""
+    try:
+        return carrying.is_settled(state) or carrying.was_carried_out(run, state)
+    except Exception:  # noqa: BLE001 - whatever the store raises, it cannot be asked
+        return False
 
 
 def _sides(run: Runtime, number: int | None) -> tuple[Version, Version]:
@@ -470,7 +496,7 @@ def _target_of_its_own(run: Runtime) -> Iterator[None]:
         for other in files.lines(run.home):
             if other == run.line or targets.make(run.settings, other).place != run.target.place:
                 continue
-            if not _is_through(run.home, other):
+            if not _is_through(replace(run, line=other)):
                 raise Refused(
                     f"one line's rollout at a time splits what {run.target.place} does, but that of {other} does now",
                     code="target_taken", where=run.line,
@@ -479,17 +505,18 @@ def _target_of_its_own(run: Runtime) -> Iterator[None]:
         yield
 
 
-def _is_through(home: Path, line: str) -> bool:
+def _is_through(run: Runtime) -> bool:
     """Whether nothing of a line's last rollout is left to do. What cannot be read is not through."""
+    home, line = run.home, run.line
     try:
         state = files.load(home, line)
     except Refused:
         return False
     if state is not None:
-        return carrying.is_settled(state)
+        return _through(run, state)
     backup = files.load_backup(home, line)
     left = files.prepared(home, line) is not None or split_path(home, line).exists()
-    return not left and (backup is None or backup.status not in LIVE)
+    return not left and (backup is None or not carrying.under_way(backup))
 
 
 def _refuse_running(run: Runtime) -> None:

@@ -17,7 +17,7 @@ from esteira.gate import Outcome
 from esteira.registry import Registry
 from esteira.rollout import carrying, files, moves, targets
 from esteira.rollout import split as splits
-from esteira.rollout.carrying import LIVE, Runtime
+from esteira.rollout.carrying import LIVE, Runtime, under_way
 from esteira.rollout.policies import make
 from esteira.rollout.split import Split
 from esteira.rollout.state import Action, Decision, Policy, Rollout, Side, Status
@@ -68,7 +68,7 @@ def look(run: Runtime) -> Decision | None:
         if splits.path(run.home, run.line).exists():
             return lost(run, "the state of the rollout is gone, but its split is there")
         backup = files.load_backup(run.home, run.line)
-        if backup is not None and backup.status in LIVE:
+        if backup is not None and under_way(backup):
             return lost(run, "the state of the rollout is gone, and by the one before it was under way")
         return None
     if state.status not in LIVE:
@@ -98,11 +98,13 @@ def measured(run: Runtime, state: Rollout) -> Rollout:
 
 
 def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
+    # What the engine said at the last look is found anew, or over.
+    known = replace(state, alert=carrying.own_alert(state.alert))
     try:
         _, told = carrying.told_course(run, state)
         ended = None if told is not None and told["status"] != "approved" else _champion_moved(run, state)
     except OutsideError as error:
-        return _keep(run, state, _hold(state, error.message), f"registry: {error.message}")
+        return _keep(run, state, _hold(known, error.message), f"registry: {error.message}")
     if ended is not None:
         return ended
     if told is not None and told["status"] != "approved":
@@ -114,11 +116,11 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
     try:
         why = carrying.reconcile(run, state)
     except OutsideError as error:
-        return _keep(run, state, _hold(state, error.message), f"ledger: {error.message}")
+        return _keep(run, state, _hold(known, error.message), f"ledger: {error.message}")
     try:
-        seen = measured(run, replace(state, alert=carrying.own_alert(state.alert)))
+        seen = measured(run, known)
     except (OutsideError, Refused) as error:
-        return _keep(run, state, _hold(state, error.message), f"sums: {error.message}")
+        return _keep(run, state, _hold(known, error.message), f"sums: {error.message}")
     try:
         decision = policy.decide(seen, run.now)
     except Exception as error:  # noqa: BLE001 - see `_undecided`
@@ -141,8 +143,7 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
 def _undecided(state: Rollout, error: Exception) -> str:
     """Why a policy that fails ends its rollout: by H-45, since what it kept is not what it can go on by, whatever it raised."""
     _log.error("policy %s of %s", state.policy, state.line, exc_info=error)
-    said = error.message if isinstance(error, EsteiraError) else f"{type(error).__name__}: {error}"
-    return f"policy {state.policy} can decide by what the state holds, but {said[:200]}"
+    return f"policy {state.policy} can decide by what the state holds, but {carrying.said(error)[:200]}"
 
 
 def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
@@ -229,22 +230,25 @@ def lost(run: Runtime, reason: str) -> Decision | None:
     late, told, won = "", None, False
     try:
         found = found or _told(run)
-        if found is not None and found.status in LIVE:
+        if found is not None and under_way(found):
             told = carrying.told_course(run, found)[1]
             champion = run.registry.resolve(run.line)
             won = champion is not None and champion.version == found.challenger.version
-            _record_lost(run, found, alert)
-    except OutsideError as error:
+            # That it won is told already, and by its promotion the ledger knows who takes the traffic.
+            if not (won and told is not None and told["status"] == "approved"):
+                _record_lost(run, found, alert)
+    except Exception as error:
         if found is None:
             raise
-        late = f"ledger: {error.message}"
+        # The traffic is taken; a store that cannot be asked, whatever it raises, is told later.
+        late = f"ledger: {carrying.said(error)}"
     files.set_aside(run.home, run.line)
     files.discard(run.home, run.line)
     if found is None:
         splits.clear(run.home, run.line)
         return None
     after = found
-    if found.status in LIVE:
+    if under_way(found):
         after = _end_of_lost(run, found, alert, told, won)
     after = replace(after, alert=carrying.joined(why or late, alert))
     files.save(run.home, after)

@@ -28,7 +28,8 @@ class Split:
         stage: position in the policy's stages; what is measured is counted there.
         champion, challenger: control and candidate.
         options: the policy's own plan. `outside: true` says that something before the service splits the traffic (a proxy):
-            the service then counts by this stage, and answers all it gets with the version that it was started for.
+            the service then counts by this stage, and answers all it gets with the version that it was started for. With
+            `asks_again: true` that proxy says in the header `x-esteira-arm` whose a request is, and lets no caller say it.
 
     Raises:
         ConfigError: code `bad_percent` or `bad_stage`.
@@ -60,10 +61,20 @@ class Split:
         return self.options.get("outside") is True
 
     @property
+    def asks_again(self) -> bool:
+        """Whether what splits outside says whose a request is, so that the service may believe it."""
+        return self.outside and self.options.get("asks_again") is True
+
+    @property
     def primaries(self) -> tuple[str, ...]:
         """What an experiment measures, by place; nothing for any other rollout. A user of an experiment counts once."""
         said = self.options.get("primaries")
         return tuple(map(str, said)) if isinstance(said, list | tuple) else ()
+
+    @property
+    def truths(self) -> bool:
+        """Whether an experiment's first primary is the outcome of truths; else it comes by its name, like the others."""
+        return self.options.get("truths") is not False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `read` takes them back."""

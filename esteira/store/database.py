@@ -19,9 +19,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     IntegrityError,
-    InterfaceError,
     NoSuchModuleError,
-    OperationalError,
     SQLAlchemyError,
 )
 from sqlalchemy.pool import NullPool
@@ -254,7 +252,9 @@ def _translated() -> Iterator[None]:
         yield
     except IntegrityError:
         raise
-    except (OperationalError, InterfaceError) as error:
+    except DBAPIError as error:
+        # Drivers have no kind of their own for a database that refuses: a standby is an InternalError, a lost right a
+        # ProgrammingError.
         raise _outside(error) from error
 
 

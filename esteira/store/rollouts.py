@@ -83,6 +83,8 @@ class Rollouts:
     ) -> dict[Place, Sums]:  # fmt: skip
         """Write what one writer has counted so far, over what it wrote before; all stages and arms or none.
 
+        The same call again changes nothing: for whoever was not told that it went through.
+
         Args:
             source: the writer, at most 64 characters, never `LABELS`.
             sums: with the `units` that this gave back last time.
@@ -99,8 +101,13 @@ class Rollouts:
             if seen:
                 self._store.serialise(connection, _UNIT_LOCK)
             for place, requests in (seen or {}).items():
-                units, squares = self._see(connection, test_id, place[1], requests, moment)
                 one = written[place]
+                there = self._one(connection, test_id, place, source)
+                # The same totals, and users that the writer does not know of: it was this very call that wrote them.
+                if there is not None and _counted(there) == _counted(one) and there.units_sq > one.units_sq:
+                    written[place] = there
+                    continue
+                units, squares = self._see(connection, test_id, place[1], requests, moment)
                 written[place] = replace(one, units=one.units + units, units_sq=one.units_sq + squares)
             for (stage, arm), one in written.items():
                 self._put(connection, test_id, stage, arm, source, one, moment)
@@ -293,12 +300,7 @@ class Rollouts:
 
     def _count(self, connection: Connection, unit: RolloutUnit, place: int, value: float, at: datetime) -> None:
         """Add an outcome to the labels of a place; that of a user of an experiment to the user's mean."""
-        c = t.rollout_sums.c
-        query = sa.select(c.sums).where(
-            *self._of(t.rollout_sums, unit.test_id), c.stage == place, c.arm == unit.arm, c.source == LABELS
-        )
-        said = connection.execute(query).scalar_one_or_none()
-        total = Sums() if said is None else _read(said, unit.test_id, LABELS)
+        total = self._one(connection, unit.test_id, (place, unit.arm), LABELS) or Sums()
         known = self._tally(connection, unit)
         if known is None:
             total += labelled(value)
@@ -328,6 +330,15 @@ class Rollouts:
         )
         said: dict[str, Any] | None = connection.execute(query).scalar_one_or_none()
         return None if said is None else {place: (int(n), float(total)) for place, (n, total) in said.items()}
+
+    def _one(self, connection: Connection, test_id: str, place: Place, source: str) -> Sums | None:
+        """What a writer wrote of a place."""
+        c = t.rollout_sums.c
+        query = sa.select(c.sums).where(
+            *self._of(t.rollout_sums, test_id), c.stage == place[0], c.arm == place[1], c.source == source
+        )
+        said = connection.execute(query).scalar_one_or_none()
+        return None if said is None else _read(said, test_id, source)
 
     def _put(
         self, connection: Connection, test_id: str, stage: int, arm: str, source: str, sums: Sums, at: datetime
@@ -361,6 +372,11 @@ def _bad_outcome(value: object, where: str) -> DataError:
 def _text(value: str, most: int) -> str:
     """As a column can hold it."""
     return str(plain(value))[:most]
+
+
+def _counted(sums: Sums) -> Sums:
+    """What the writer itself knows."""
+    return replace(sums, units=0, units_sq=0)
 
 
 def _read(said: Any, test_id: str, source: str) -> Sums:

@@ -408,6 +408,13 @@ class Store(Database):
         row = connection.execute(query).first()
         return None if row is None else (int(row[0]), str(row[1]), str(row[2]))
 
+    def ledger_latest(self, kinds: Sequence[str]) -> str:
+        """The latest time, as its text, of rows of these kinds; empty when there is none."""
+        c = t.ledger.c
+        query = sa.select(sa.func.max(c.at)).where(c.tenant_id == self.tenant, c.kind.in_(kinds))
+        with self.read() as connection:
+            return str(connection.execute(query).scalar() or "")
+
     def ledger_insert(self, connection: Connection, row: Mapping[str, Any]) -> None:
         """Add one row; the database itself refuses to change or remove it afterwards."""
         connection.execute(sa.insert(t.ledger).values(tenant_id=self.tenant, **row))

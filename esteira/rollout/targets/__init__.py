@@ -18,12 +18,15 @@ class Target(Protocol):
             candidate's keeps all traffic. 0 where one service does both.
         sticky: whether a unit that names itself stays in its arm.
         named: whether units that the split names get the candidate.
+        asks_again: whether it asks the other service where one fails, and says in `x-esteira-arm` whose the request is, taking that
+            header from whoever asks. Only where it does may the services hear the header: else anybody could say it.
     """
 
     name: str
     settle_seconds: float
     sticky: bool
     named: bool
+    asks_again: bool
 
     @property
     def place(self) -> str:

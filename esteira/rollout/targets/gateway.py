@@ -104,7 +104,7 @@ class Gateway:
     name = "gateway"
     settle_seconds = 60.0
     # The API's weights know no unit.
-    sticky = named = False
+    sticky = named = asks_again = False
 
     def __init__(self, namespace: str, route: str, *, patience: float = 20.0) -> None:
         self._namespace, self._route, self._patience = namespace, route, patience

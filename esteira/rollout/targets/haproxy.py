@@ -155,7 +155,7 @@ class HAProxy:
 
     name = "haproxy"
     settle_seconds = 60.0
-    sticky, named = True, False
+    sticky, named, asks_again = True, False, True
 
     def __init__(self, socket: str, backend: str, *, patience: float = 2.0) -> None:
         self._socket, self._backend, self._patience = socket, backend, patience

@@ -17,6 +17,7 @@ class InProcess:
     name = "in-process"
     settle_seconds = 0.0
     sticky = named = True
+    asks_again = False
 
     def __init__(self, home: Path, line: str) -> None:
         self._home, self._line = home, line

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table; experiments that are under way go on with users who come from now on."""
+    """Make the table; experiments that are under way end as inconclusive, because what they counted were requests."""
     op.create_table(
         "rollout_tallies",
         sa.Column("tenant_id", sa.String(64), primary_key=True),
