@@ -55,7 +55,7 @@ def _opened(path: Path) -> int:
             return os.open(path, os.O_RDONLY)
         raise OutsideError(
             f"a lock is a file that can be made, but {error.strerror or error}",
-            code="no_lock", where=f"lock {path.name}", cure="see who may write $ESTEIRA_HOME, then try again",
+            code="no_lock", where=str(path), cure="see who may write $ESTEIRA_HOME, then try again",
         ) from error  # fmt: skip
 
 
