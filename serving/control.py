@@ -20,7 +20,7 @@ from esteira import access
 from esteira.access import Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.registry import Registry
-from esteira.rollout import carrying, targets
+from esteira.rollout import alerts, shown, targets
 from esteira.rollout import control as rollouts
 from esteira.settings import Settings, redact
 from serving.asgi import Receive, Scope
@@ -51,7 +51,7 @@ _FAULTS: Mapping[str, str] = {
 }
 """What an engine's alert says here, by its kind: its own words may be a driver's, with addresses."""
 # It stands first, or after the word for how a rollout ended.
-_FAULT = re.compile(rf"(?:^|(?<=: ))({'|'.join(sorted(carrying.ENGINE_ALERTS))}): .*", re.DOTALL)
+_FAULT = re.compile(rf"(?:^|(?<=: ))({'|'.join(sorted(alerts.ENGINE_ALERTS))}): .*", re.DOTALL)
 
 _log = logging.getLogger("serving")
 
@@ -187,7 +187,7 @@ class Control:
     def _seen(self, line: str, key: bytes | None) -> dict[str, Any]:
         self._look(line, key)
         target = self._target(line)
-        seen = rollouts.status(
+        seen = shown.status(
             line, settings=self._settings, now=datetime.now(UTC), target=target, registry=self._registry
         )
         return _shown(seen)
@@ -199,9 +199,9 @@ class Control:
         done = getattr(rollouts, verb)(line, now=datetime.now(UTC), actor=actor, **told, **common)
         known = None if done is None else replace(done, alert=_faultless(done.alert))
         # Only these two move traffic away or to all; for the others an alert may be an old one, and the status tells it.
-        if verb in {"promote", "rollback"} and (letter := rollouts.undone(known, line)) is not None:
+        if verb in {"promote", "rollback"} and (letter := shown.undone(known, line)) is not None:
             raise self._problem(503, letter)
-        return _shown(rollouts.status(line, now=datetime.now(UTC), **common))
+        return _shown(shown.status(line, now=datetime.now(UTC), **common))
 
     def _target(self, line: str) -> targets.Target:
         """What splits the traffic; a setting that is none is this service's fault, and not the request's."""
@@ -231,8 +231,8 @@ def _shown(status: Mapping[str, Any]) -> dict[str, Any]:
 
 def _faultless(text: str) -> str:
     """Each fault as its kind and a sentence of ours. Pure."""
-    return carrying.AND.join(
-        _FAULT.sub(lambda found: f"{found[1]}: {_FAULTS[found[1]]}", part) for part in text.split(carrying.AND)
+    return alerts.AND.join(
+        _FAULT.sub(lambda found: f"{found[1]}: {_FAULTS[found[1]]}", part) for part in text.split(alerts.AND)
     )
 
 

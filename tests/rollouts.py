@@ -21,6 +21,7 @@ from esteira.registry import Registry
 from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import carrying, control, engine, files, targets
 from esteira.rollout import split as splits
+from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import Split
 from esteira.rollout.state import Decision, Rollout
 from esteira.rollout.sums import ArmName, Sums
@@ -154,7 +155,7 @@ class World:
         for stage in (1, 2):
             self.feed(72, stage=stage)
         target = self.target or targets.make(self.settings, LINE)
-        run = carrying.Runtime(LINE, self.settings, self.registry, target, self.now, ENGINE)
+        run = Runtime(LINE, self.settings, self.registry, target, self.now, ENGINE)
         carrying.carry_out(run, self.state, state, action="advance", reason="a test")
         self.now += 72 * HOUR
 

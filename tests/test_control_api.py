@@ -20,8 +20,7 @@ from pydantic import SecretStr
 from esteira import access, locks
 from esteira.registry import Registry
 from esteira.release.policy import Asked, ReleasePolicy
-from esteira.rollout import carrying
-from esteira.rollout import control as rollouts
+from esteira.rollout import alerts, shown
 from serving import openapi, routes, shapes
 from serving.control import _FAULTS, BODY, Control, _asked, _shown, _Start
 from serving.http import Api
@@ -69,10 +68,10 @@ def door(world: World, monkeypatch: pytest.MonkeyPatch) -> Door:
     world.now = datetime.now(UTC)
     keys: dict[str, str] = {}
     for name, role in (("ana", "admin"), ("bob", "approver"), ("lia", "data_scientist"), ("vera", "viewer")):
-        shown: list[str] = []
+        given: list[str] = []
         admin = world.settings.model_copy(update={"key": SecretStr(keys["ana"])} if keys else {})
-        access.give(admin, name, role, store=world.registry.store, show=shown.append)
-        keys[name] = shown[0]
+        access.give(admin, name, role, store=world.registry.store, show=given.append)
+        keys[name] = given[0]
     settings = world.settings.model_copy(update={"request_seconds": 5.0})
     return Door(world, make_api(FakeSource(LINE), control=Control(settings)), keys)
 
@@ -133,12 +132,12 @@ class TestMoves:
         world = door.world
         world.feed(3)
         now = datetime.now(UTC)
-        shown = rollouts.status(LINE, settings=world.settings, now=now, registry=world.registry)
+        seen = shown.status(LINE, settings=world.settings, now=now, registry=world.registry)
         found = door.ask(ROLLOUT)[1]
 
         assert {"rules": {"margin": 0.03}} == said["options"]
         assert 300 == found["arms"]["candidate"]["served"]
-        known = {name: value for name, value in shown.items() if name not in ("stage_seconds",)}
+        known = {name: value for name, value in seen.items() if name not in ("stage_seconds",)}
         assert known.items() <= found.items()
         Draft202012Validator(shapes.ROLLOUT).validate(found)
 
@@ -402,7 +401,7 @@ class TestAway:
 
         assert {**known, "alert": told, "reason": told, "history": [{"reason": told, "from": 0.0}]} == _shown(known)
         assert {"status": "none", "alert": told} == _shown({"status": "none", "alert": kept})
-        assert set(_FAULTS) == carrying.ENGINE_ALERTS
+        assert set(_FAULTS) == alerts.ENGINE_ALERTS
 
     def test_a_setting_that_names_no_target_is_the_services_trouble(self, door: Door) -> None:
         settings = door.world.settings.model_copy(update={"target": "luck"})

@@ -15,7 +15,7 @@ GUARDED = ("registry", "release", "ledger", "rollout", "access.py")
 # Writes without a point of their own, and why they need none.
 EXCEPT = {
     "esteira/registry/beacon.py:touch": "a signal that a service looks again; without it, it looks a little later",
-    "esteira/rollout/carrying.py:append": "one transaction; what shifts traffic has a point before and after it",
+    "esteira/rollout/telling.py:append": "one transaction; what shifts traffic has a point before and after it",
     "esteira/rollout/files.py:set_aside": "puts away a file that nobody could read",
     "esteira/rollout/files.py:withdraw": "the way out of a full disk; a state that is gone is read as no traffic",
 }

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from esteira import crash, ledger
 from esteira.errors import OutsideError, Refused
 from esteira.registry import Registry
-from esteira.rollout import carrying, control, files
+from esteira.rollout import control, files
+from esteira.rollout.state import is_settled
 from esteira.settings import Settings
 from tests.rollouts import HOUR, LINE, Gateway, World, home_template, make_bundle, register, traffic
 
@@ -69,7 +70,7 @@ def _spoil(suffix: str) -> Callable[[World], Any]:
 def _weights_moved(world: World) -> None:
     """By hand, while a rollout of ours splits there: after its end nobody of it looks there any more."""
     state = files.load(world.home, LINE)
-    if state is not None and not carrying.is_settled(state):
+    if state is not None and not is_settled(state):
         _gateway(percent=70.0)(world)
 
 

@@ -14,7 +14,7 @@ from esteira.access import Actor
 from esteira.errors import ConfigError, Refused
 from esteira.gate import Outcome
 from esteira.release.policy import Asked, ReleasePolicy
-from esteira.rollout import control, engine, files, preconditions
+from esteira.rollout import control, engine, files, preconditions, shown
 from esteira.rollout import split as splits
 from esteira.rollout.preconditions import Known
 from tests.rollouts import ANA, HOUR, LINE, T0, World, home_template, make_bundle, register, traffic, world
@@ -364,7 +364,7 @@ class TestStatus:
         world.start()
         world.feed(24)
         world.put(1, "candidate", traffic(1, 0.9))
-        seen = control.status(LINE, settings=world.settings, now=T0 + 24 * HOUR)
+        seen = shown.status(LINE, settings=world.settings, now=T0 + 24 * HOUR)
 
         assert ("running", 10.0, T0.isoformat()) == (seen["status"], seen["percent"], seen["since"])
         assert {"candidate", "control"} == set(seen["arms"])
@@ -377,7 +377,7 @@ class TestStatus:
         assert 10.0 == world.state.percent, "and changes nothing"
 
     def test_it_says_so_when_there_is_none(self, world: World) -> None:
-        seen = control.status(LINE, settings=world.settings, now=T0)
+        seen = shown.status(LINE, settings=world.settings, now=T0)
         assert ("none", 0.0, None, {}, None) == tuple(
             seen[name] for name in ("status", "percent", "since", "arms", "verdict")
         )
@@ -385,14 +385,14 @@ class TestStatus:
     def test_an_ended_one_has_its_reason(self, world: World) -> None:
         world.start()
         world.do(control.rollback, reason="complaints")
-        seen = control.status(LINE, settings=world.settings, now=T0 + timedelta(days=2))
+        seen = shown.status(LINE, settings=world.settings, now=T0 + timedelta(days=2))
         assert ("rolled_back", None) == (seen["status"], seen["verdict"])
         assert "complaints" in seen["reason"]
         assert seen["cooldown_until"]
 
     def test_before_any_unit_nothing_is_invented(self, world: World) -> None:
         world.start()
-        seen = control.status(LINE, settings=world.settings, now=T0 + HOUR)
+        seen = shown.status(LINE, settings=world.settings, now=T0 + HOUR)
         arm = seen["arms"]["control"]
         assert (0, None, None, None) == (arm["served"], arm["accuracy"], arm["error_rate"], arm["p95_ms"])
         assert str(Outcome.NO_DATA) == seen["verdict"]

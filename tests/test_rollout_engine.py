@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from esteira import crash, ledger, locks
+from esteira.access import ENGINE
 from esteira.errors import OutsideError, Refused
 from esteira.gate import Outcome
-from esteira.rollout import carrying, control, engine, files
+from esteira.rollout import control, engine, files, shown, telling
 from esteira.rollout import split as splits
 from esteira.rollout.state import Decision, Rollout, Side
 from esteira.store import Store
@@ -193,7 +194,7 @@ class TestCourse:
         # As if the notes that it is made and settled had not been kept, and somebody rolled back since.
         state = world.state
         files.save(world.home, replace(state, history=state.history[:-2]))
-        world.registry.roll_back(LINE, actor=carrying.ENGINE, reason="complaints", now=world.now)
+        world.registry.roll_back(LINE, actor=ENGINE, reason="complaints", now=world.now)
 
         world.tick(1)
 
@@ -245,7 +246,7 @@ class TestCourse:
         def away(*_: Any, **__: Any) -> Any:
             raise OutsideError("the platform store answers, but it does not", code="store_away")
 
-        monkeypatch.setattr(carrying, "append", away)
+        monkeypatch.setattr(telling, "append", away)
         with pytest.raises(OutsideError):
             world.tick(24)
         assert 10.0 == world.split.percent  # type: ignore[union-attr]
@@ -282,7 +283,7 @@ class TestLostState:
         test_id = world.start().test_id
         files.path(world.home, LINE).write_bytes(data)
 
-        seen = control.status(LINE, settings=world.settings, now=world.now)
+        seen = shown.status(LINE, settings=world.settings, now=world.now)
         assert ("unreadable", 0.0) == (seen["status"], seen["percent"])
         assert "state" == seen["alert"].partition(":")[0]
         decision = world.tick(1)
@@ -338,7 +339,7 @@ class TestLostState:
         files.path(world.home, LINE).write_bytes(b"{")
         assert world.tick(1) is None
         assert files.load(world.home, LINE) is None
-        seen = control.status(LINE, settings=world.settings, now=world.now)
+        seen = shown.status(LINE, settings=world.settings, now=world.now)
         assert ("none", "state") == (seen["status"], seen["alert"].partition(":")[0])
 
     @pytest.mark.parametrize("change", [{"policy": "none"}, {"stage": 9}], ids=str)
@@ -406,7 +407,7 @@ class TestOutside:
         assert world.do(control.rollback) is None, "there is no rollout any more, the champion is rolled back next"
         assert 0.0 == gateway.percent
         assert "challenger" not in world.aliases
-        world.registry.roll_back(LINE, actor=carrying.ENGINE, reason="complaints", now=world.now)
+        world.registry.roll_back(LINE, actor=ENGINE, reason="complaints", now=world.now)
         world.tick(1)
         assert 1 == world.aliases["champion"]
 

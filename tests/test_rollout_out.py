@@ -18,10 +18,11 @@ import pytest
 from esteira import ledger, locks, outputs
 from esteira.errors import ConfigError, OutsideError, Refused
 from esteira.registry import Registry
-from esteira.rollout import carrying, control, engine, files, targets
+from esteira.rollout import alerts, control, engine, files, shifting, shown, targets
 from esteira.rollout import split as splits
+from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import Split
-from esteira.rollout.state import Rollout, Side
+from esteira.rollout.state import PROMOTED, SETTLED, Rollout, Side, is_settled, under_way
 from esteira.settings import Settings
 from esteira.store import Store
 from esteira.store.database import HEAD
@@ -111,7 +112,7 @@ class TestDatabaseAway:
         assert decision is not None
         assert ("hold", 10.0) == (decision.action, decision.percent)
         assert world.state.alert.startswith("registry: ")
-        seen = control.status(LINE, settings=away.settings, now=away.now)
+        seen = shown.status(LINE, settings=away.settings, now=away.now)
         assert ("running", 10.0) == (seen["status"], seen["percent"])
         assert seen["alert"]
 
@@ -192,14 +193,14 @@ class TestDatabaseAway:
         away = World(world.settings.model_copy(update={"database_url": NOWHERE}), now=world.now)
         for _ in range(3):
             away.tick(1)
-            assert ["registry", "bias"] == [carrying.alert_kind(part) for part in world.state.alert.split(carrying.AND)]
+            assert ["registry", "bias"] == [alerts.alert_kind(part) for part in world.state.alert.split(alerts.AND)]
         world.now = away.now
         world.tick(1)
         assert "bias: two groups differ" == world.state.alert
 
     def test_an_alert_that_grew_before_is_cut_again(self) -> None:
-        assert "bias: x" == carrying.own_alert("registry: a | registry: a | bias: x")
-        assert "state: x" == carrying.own_alert("target: a | state: x", of=carrying.UNDONE)
+        assert "bias: x" == alerts.own_alert("registry: a | registry: a | bias: x")
+        assert "state: x" == alerts.own_alert("target: a | state: x", of=alerts.UNDONE)
 
 
 def _newer(world: World, revision: str) -> None:
@@ -237,7 +238,7 @@ class TestDatabaseRefuses:
         gateway.stuck = False
         _newer(world, "9999")
         away = World(world.settings, now=world.now, target=gateway)
-        assert "ledger" == carrying.alert_kind(away.do(control.rollback).alert)
+        assert "ledger" == alerts.alert_kind(away.do(control.rollback).alert)
         assert 0.0 == gateway.percent
 
     def test_a_state_that_cannot_be_read_ends_in_it(self, world: World) -> None:
@@ -245,7 +246,7 @@ class TestDatabaseRefuses:
         files.path(world.home, LINE).write_bytes(b"{")
         _newer(world, "9999")
         away = World(world.settings, now=world.now)
-        assert "ledger" == carrying.alert_kind(away.do(control.rollback).alert)
+        assert "ledger" == alerts.alert_kind(away.do(control.rollback).alert)
         assert world.split is None
 
     def test_what_was_cut_off_is_taken_back_in_it(self, world: World) -> None:
@@ -282,7 +283,7 @@ class TestDatabaseRefuses:
         )
         state = files.load(home, LINE)
         assert state is not None
-        assert (2, "rolled_back", "ledger") == (code, state.status, carrying.alert_kind(state.alert))
+        assert (2, "rolled_back", "ledger") == (code, state.status, alerts.alert_kind(state.alert))
         assert not splits.path(home, LINE).exists()
 
     def test_whatever_a_driver_raises_is_a_database_that_is_away(self, postgres_url: str) -> None:
@@ -305,9 +306,9 @@ class TestHomeReadOnly:
             assert "no_lock" == caught.value.code
         state = world.do(control.rollback)
         assert world.split is None
-        assert ("rolled_back", "disk") == (state.status, carrying.alert_kind(state.alert))
+        assert ("rolled_back", "disk") == (state.status, alerts.alert_kind(state.alert))
         assert "complaints" in state.alert or "a reason" in state.alert
-        assert control.undone(state, LINE) is not None
+        assert shown.undone(state, LINE) is not None
 
     def test_one_who_holds_the_line_is_waited_for_all_the_same(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -403,7 +404,7 @@ class TestState:
         world.start(policy=policy)
         world.feed(2)
         files.save(world.home, replace(world.state, options=options))
-        assert control.status(LINE, settings=world.settings, now=world.now + 2 * HOUR)["reason"] or policy == "flags"
+        assert shown.status(LINE, settings=world.settings, now=world.now + 2 * HOUR)["reason"] or policy == "flags"
         decision = world.tick(2)
 
         assert decision is not None
@@ -443,10 +444,10 @@ class TestState:
             world.do(control.promote)
             gateway.stuck = True
             world.do(control.rollback)
-        assert "target" == carrying.alert_kind(world.state.alert)
+        assert "target" == alerts.alert_kind(world.state.alert)
         backup = files.load_backup(world.home, LINE)
         assert backup is not None
-        assert carrying.under_way(backup)
+        assert under_way(backup)
         if gone == "cut":
             files.path(world.home, LINE).write_bytes(b"{")
         else:
@@ -458,7 +459,7 @@ class TestState:
         assert 1 == world.aliases["champion"]
         assert ("rolled_back", 0.0) == (world.state.status, world.state.percent)
         assert 0.0 == gateway.percent
-        assert carrying.is_settled(world.state)
+        assert is_settled(world.state)
         world.check()
 
     def test_a_promotion_that_was_made_stays_when_its_state_is_lost(self, world: World) -> None:
@@ -466,7 +467,7 @@ class TestState:
         world.start()
         world.do(control.promote)
         # As a kill between the registry's move and its mark leaves it.
-        bare = tuple(one for one in world.state.history if one["action"] != carrying.PROMOTED)
+        bare = tuple(one for one in world.state.history if one["action"] != PROMOTED)
         files.path(world.home, LINE).with_suffix(".bak").write_bytes(files.encode(replace(world.state, history=bare)))
         files.path(world.home, LINE).write_bytes(b"{")
         world.tick(1)
@@ -479,7 +480,7 @@ class TestState:
 
 def _unmarked(world: World) -> None:
     """The end as it was written before ends were marked."""
-    bare = tuple(one for one in world.state.history if one["action"] != carrying.SETTLED)
+    bare = tuple(one for one in world.state.history if one["action"] != SETTLED)
     files.save(world.home, replace(world.state, history=bare))
 
 
@@ -498,7 +499,7 @@ class TestUnmarkedEnds:
         world.tick(1)
         assert (25.0, tries) == (gateway.percent, gateway.tries)
         assert told == len(world.entries("rollout", "traffic", "alias"))
-        assert carrying.is_settled(world.state), "and it is marked now"
+        assert is_settled(world.state), "and it is marked now"
 
     def test_one_whose_traffic_could_not_be_taken_is_not_through(self, world: World) -> None:
         gateway = Gateway()
@@ -509,7 +510,7 @@ class TestUnmarkedEnds:
         gateway.stuck = False
         world.tick(1)
         assert 0.0 == gateway.percent
-        assert carrying.is_settled(world.state)
+        assert is_settled(world.state)
 
     def test_a_rollback_of_the_line_means_its_champion(self, world: World) -> None:
         world.start()
@@ -534,7 +535,7 @@ class TestUnmarkedEnds:
         world.start()
         world.do(control.rollback)
         _unmarked(world)
-        run = carrying.Runtime("tabular@other", world.settings, world.registry, world.target, world.now, ANA)
+        run = Runtime("tabular@other", world.settings, world.registry, world.target, world.now, ANA)
         with control._target_of_its_own(run):
             pass
 
@@ -546,7 +547,7 @@ class TestSharedTarget:
         world.start()
         world.do(control.rollback)
         world.tick(1)
-        assert carrying.is_settled(world.state)
+        assert is_settled(world.state)
         kept, told = world.state, len(world.entries("rollout", "traffic", "alias"))
 
         gateway.percent = 25.0  # another line's
@@ -579,7 +580,7 @@ class TestSharedTarget:
         assert ("target_taken", True) == (caught.value.code, "tabular@other" in caught.value.message)
         assert "challenger" not in world.aliases
 
-        mark = {"at": T0.isoformat(), "action": carrying.SETTLED, "from": 0.0, "to": 0.0, "actor": "ana", "reason": "r"}
+        mark = {"at": T0.isoformat(), "action": SETTLED, "from": 0.0, "to": 0.0, "actor": "ana", "reason": "r"}
         files.save(world.home, replace(other, status="rolled_back", history=(mark,)))
         splits.clear(world.home, "tabular@other")
         (world.home / "rollouts" / "tabular@third.bak").write_bytes(b"{")  # nothing that could still split
@@ -613,8 +614,8 @@ class TestSharedTarget:
                 raise OutsideError("a candidate is up, but it is not", code="candidate_down")
 
         target = Down()
-        run = carrying.Runtime(LINE, world.settings, world.registry, target, world.now, ANA)
-        assert carrying.shift(run, None).startswith("target: ")
+        run = Runtime(LINE, world.settings, world.registry, target, world.now, ANA)
+        assert shifting.shift(run, None).startswith("target: ")
         assert 1 == target.tries
 
 
@@ -699,7 +700,7 @@ class TestOptions:
 def test_a_settled_end_costs_no_look_at_the_target_or_the_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.start()
     world.do(control.rollback)
-    assert carrying.is_settled(world.state)
+    assert is_settled(world.state)
 
     asked: list[Any] = []
 

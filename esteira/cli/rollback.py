@@ -57,7 +57,7 @@ def rollback(line: str, to: int | None, reason: str, as_json: bool) -> int:
         found |= {"undone": "release", "test_id": None if ended is None else ended.test_id}
     error = None
     if ended is not None:
-        from esteira.rollout.control import undone
+        from esteira.rollout.shown import undone
 
         error = undone(ended, line)
     if as_json:

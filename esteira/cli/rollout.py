@@ -158,13 +158,13 @@ def _do(action: Callable[..., Any], line: str, as_json: bool, *, ends: bool = Fa
     from datetime import UTC, datetime
 
     from esteira import access
-    from esteira.rollout import control
+    from esteira.rollout import shown
     from esteira.settings import load_settings
 
     settings = load_settings()
     state = action(line, settings=settings, now=datetime.now(UTC), actor=access.who(settings), **told)
     # What is wrong with a rollout that goes on was not made by this command: it is shown as its alert.
-    error = control.undone(state, line) if ends else None
+    error = shown.undone(state, line) if ends else None
     if as_json:
         _show(line, as_json, **({} if error is None else {"error": error}))
     else:
@@ -178,11 +178,11 @@ def _show(line: str, as_json: bool, **more: Any) -> None:
     from datetime import UTC, datetime
 
     from esteira.family import Line
-    from esteira.rollout import control
+    from esteira.rollout import shown
     from esteira.settings import load_settings
 
     Line.parse(line)
-    found = {**control.status(line, settings=load_settings(), now=datetime.now(UTC)), **more}
+    found = {**shown.status(line, settings=load_settings(), now=datetime.now(UTC)), **more}
     if as_json:
         emit(found)
         return

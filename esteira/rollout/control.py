@@ -1,4 +1,4 @@
-"""What people may do with a rollout (H-46): start, pause, resume, promote, roll back, and see where it stands.
+"""What people may do with a rollout (H-46): start, pause, resume, promote and roll back; `shown` tells where it stands.
 
 Each takes who does it and why, holds the line's lock, finishes first what somebody's sudden end left half done, and leaves its
 entry in the ledger. `rollback` imports nothing heavy: it is the way out.
@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from esteira import access, ledger, locks
 from esteira.access import Actor
-from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
+from esteira.errors import ConfigError, OutsideError, Refused
 from esteira.registry import Registry, Version
-from esteira.rollout import carrying, engine, files, moves, targets
-from esteira.rollout.carrying import LIVE, Runtime
+from esteira.rollout import alerts, carrying, engine, files, moves, runtime, targets
+from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import path as split_path
-from esteira.rollout.split import side_dict
-from esteira.rollout.state import Rollout, Side
-from esteira.rollout.sums import ArmName, Sums
+from esteira.rollout.state import LIVE, Rollout, Side, is_settled, promoted_at, under_way
 from esteira.settings import Settings
 
 if TYPE_CHECKING:
@@ -201,9 +199,9 @@ def rollback(
         # The store is asked where it must be only: the way out is open while the database is away.
         access.require(actor, "roll_back", line=line, store=lambda: run.store, now=now)
         after = _rolled_back(run, reason)
-        if after is None or not run.unlocked or carrying.alert_kind(after.alert) in carrying.UNDONE:
+        if after is None or not run.unlocked or alerts.alert_kind(after.alert) in alerts.UNDONE:
             return after
-        return replace(after, alert=carrying.joined(run.unlocked, after.alert))
+        return replace(after, alert=alerts.joined(run.unlocked, after.alert))
 
 
 def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
@@ -221,7 +219,7 @@ def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
     else:
         through = _through(run, state)
         after = carrying.settle(run, state, at_once=True)
-        if carrying.alert_kind(after.alert) in carrying.UNDONE:
+        if alerts.alert_kind(after.alert) in alerts.UNDONE:
             return after
         if state.status != "approved" and not through:
             # Asked again because the first time could not be carried out; it is still this rollout that is meant.
@@ -230,129 +228,11 @@ def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
     return None
 
 
-def status(
-    line: str, *, settings: Settings, now: datetime,
-    target: targets.Target | None = None, registry: Registry | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Where a line's rollout stands, as JSON values; changes nothing.
-
-    Returns:
-        `status` (of the state; `none` without one, `unreadable` where it cannot be read), `percent`, `since` (of the stage),
-        `arms` (candidate and control: version and what they did, in this stage and in all), `verdict` (PASS, FAIL or NO_DATA,
-        of a look that were made now; null once it ended), and what explains them. With the store away, by what the last look
-        saw, and with an alert that says so.
-    """
-    chosen = target or targets.make(settings, line)
-    share = {"name": chosen.name, "percent": chosen.share()}
-    nothing: dict[str, Any] = {
-        "line": line,
-        "percent": 0.0,
-        "since": None,
-        "arms": {},
-        "verdict": None,
-        "target": share,
-    }
-    try:
-        state = files.load(settings.home, line)
-    except Refused as error:
-        return {**nothing, "status": "unreadable", "alert": f"state: {error.message}"}
-    if state is None:
-        aside = files.path(settings.home, line).with_suffix(".bad").exists()
-        backup = files.load_backup(settings.home, line)
-        if backup is not None and carrying.under_way(backup):
-            return {**nothing, "status": "unreadable", "alert": "state: it is gone, and the one before was under way"}
-        return {
-            **nothing,
-            "status": "none",
-            "alert": "state: a state that could not be read lies aside" if aside else "",
-        }
-    run = Runtime(line, settings, registry or Registry(settings), chosen, now, access.ENGINE)
-    try:
-        seen = engine.measured(run, state)
-    except Exception as error:  # noqa: BLE001 - how it stands is shown by whatever is left to ask
-        known = carrying.alert_kind(state.alert) in carrying.ENGINE_ALERTS
-        seen = state if known else replace(state, alert=carrying.joined(f"sums: {carrying.said(error)}", state.alert))
-    return {**described(seen, now), "target": share}
-
-
-def undone(state: Rollout | None, line: str) -> dict[str, str] | None:
-    """What was decided and could not be carried out yet, as a letter (code `not_carried_out`); None where all is done. Pure."""
-    if state is None or carrying.alert_kind(state.alert) not in carrying.UNDONE:
-        return None
-    return {
-        "code": "not_carried_out",
-        "message": f"what was decided is carried out, but {state.alert}",
-        "where": line,
-        "cure": "each look of `esteira tick` tries again; see that what the alert names is up",
-    }
-
-
-def described(state: Rollout, now: datetime) -> dict[str, Any]:
-    """A state as people and scripts see it. Pure."""
-    look: dict[str, Any] = {"verdict": None, "action": None, "reason": "", "findings": []}
-    if state.status in LIVE:
-        from esteira.rollout.policies import make
-
-        try:
-            decision = make(state.policy).decide(state, now)
-            look = {
-                "verdict": str(decision.outcome),
-                "action": decision.action,
-                "reason": decision.reason,
-                "findings": [finding.model_dump(mode="json") for finding in decision.findings],
-            }
-        except Exception as error:  # noqa: BLE001 - a look ends it then; whoever asks how it stands is told why
-            look["reason"] = error.message if isinstance(error, EsteiraError) else f"{type(error).__name__}: {error}"
-    else:
-        look["reason"] = carrying.why_ended(state)
-    arms = {
-        "candidate": {**side_dict(state.challenger), **_arm(state, "candidate")},
-        "control": {**side_dict(state.champion), **_arm(state, "control")},
-    }
-    return {
-        "line": state.line,
-        "test_id": state.test_id,
-        "status": state.status,
-        "percent": state.percent,
-        "since": state.stage_at.isoformat(),
-        "arms": arms,
-        **look,
-        "alert": state.alert,
-        "policy": state.policy,
-        "stage": state.stage,
-        "stage_seconds": state.seconds(now),
-        "started_at": state.started_at.isoformat(),
-        "paused_at": None if state.paused_at is None else state.paused_at.isoformat(),
-        "looked_at": None if state.looked_at is None else state.looked_at.isoformat(),
-        "cooldown_until": None if state.cooldown_until is None else state.cooldown_until.isoformat(),
-        "options": dict(state.options),
-        "history": [dict(entry) for entry in state.history],
-    }
-
-
-def _arm(state: Rollout, name: ArmName) -> dict[str, Any]:
-    whole = sum((arms[name] for arms in state.sums.values() if name in arms), Sums())
-    return {**_figures(state.arm(name)), "all_stages": _figures(whole)}
-
-
-def _figures(sums: Sums) -> dict[str, Any]:
-    p95 = sums.latency_at(0.95)
-    return {
-        "served": sums.served,
-        "errors": sums.errors,
-        "error_rate": sums.error_rate,
-        "labelled": sums.labelled,
-        "accuracy": sums.accuracy,
-        "mean_confidence": sums.mean_confidence,
-        "p95_ms": None if p95 is None else round(p95 * 1000, 3),
-    }
-
-
 def _opened(
     line: str, settings: Settings, now: datetime, actor: Actor, what: str,
     target: targets.Target | None, registry: Registry | None, *, way_out: bool = False,
 ) -> Any:  # fmt: skip
-    return carrying.opened(
+    return runtime.opened(
         line, settings=settings, now=now, actor=actor, what=what, wait=_WAIT_SECONDS, way_out=way_out, target=target,
         registry=registry,
     )  # fmt: skip
@@ -400,7 +280,7 @@ def _last_known(run: Runtime) -> Rollout | None:
     try:
         return carrying.recover(run)
     except Exception as error:  # noqa: BLE001 - whatever the store raises, it cannot be asked
-        _log.error("%s: what was cut off is not finished: %s", run.line, carrying.said(error))
+        _log.error("%s: what was cut off is not finished: %s", run.line, alerts.said(error))
         state, found = files.load(run.home, run.line), files.prepared(run.home, run.line)
         if found is not None and (state is None or (state.test_id != found[1].test_id and state.status not in LIVE)):
             return found[1]
@@ -412,7 +292,7 @@ def _promotion_due(run: Runtime, state: Rollout) -> bool:
     try:
         return carrying.promotion_due(run, state)
     except Exception:  # noqa: BLE001 - whatever the store raises, it cannot be asked
-        return state.status == "approved" and carrying.promoted_at(state) is None
+        return state.status == "approved" and promoted_at(state) is None
 
 
 def _measured(run: Runtime, state: Rollout) -> Rollout:
@@ -426,7 +306,7 @@ def _measured(run: Runtime, state: Rollout) -> Rollout:
 def _through(run: Runtime, state: Rollout) -> bool:
     """Whether an end was carried out before now. Where the store cannot be asked nobody knows."""
     try:
-        return carrying.is_settled(state) or carrying.was_carried_out(run, state)
+        return is_settled(state) or carrying.was_carried_out(run, state)
     except Exception:  # noqa: BLE001 - whatever the store raises, it cannot be asked
         return False
 
@@ -516,7 +396,7 @@ def _is_through(run: Runtime) -> bool:
         return _through(run, state)
     backup = files.load_backup(home, line)
     left = files.prepared(home, line) is not None or split_path(home, line).exists()
-    return not left and (backup is None or not carrying.under_way(backup))
+    return not left and (backup is None or not under_way(backup))
 
 
 def _refuse_running(run: Runtime) -> None:

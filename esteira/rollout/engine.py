@@ -15,12 +15,12 @@ from esteira.access import ENGINE
 from esteira.errors import EsteiraError, OutsideError, Refused
 from esteira.gate import Outcome
 from esteira.registry import Registry
-from esteira.rollout import carrying, files, moves, targets
+from esteira.rollout import alerts, carrying, files, moves, runtime, shifting, targets, telling
 from esteira.rollout import split as splits
-from esteira.rollout.carrying import LIVE, Runtime, under_way
 from esteira.rollout.policies import make
+from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import Split
-from esteira.rollout.state import Action, Decision, Policy, Rollout, Side, Status
+from esteira.rollout.state import LIVE, Action, Decision, Policy, Rollout, Side, Status, under_way
 from esteira.settings import Settings
 
 _UP: frozenset[Action] = frozenset({"advance", "promote"})
@@ -52,7 +52,7 @@ def tick(
         OutsideError: what was cut off cannot be finished, or what was decided not recorded, because store or disk are away.
     """
     what = f"looking at the rollout of {line}"
-    with carrying.opened(
+    with runtime.opened(
         line, settings=settings, now=now, actor=ENGINE, what=what, target=target, registry=registry
     ) as run:
         return look(run)
@@ -99,9 +99,9 @@ def measured(run: Runtime, state: Rollout) -> Rollout:
 
 def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
     # What the engine said at the last look is found anew, or over.
-    known = replace(state, alert=carrying.own_alert(state.alert))
+    known = replace(state, alert=alerts.own_alert(state.alert))
     try:
-        _, told = carrying.told_course(run, state)
+        _, told = telling.told_course(run, state)
         ended = None if told is not None and told["status"] != "approved" else _champion_moved(run, state)
     except OutsideError as error:
         return _keep(run, state, _hold(known, error.message), f"registry: {error.message}")
@@ -110,11 +110,11 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
     if told is not None and told["status"] != "approved":
         return lost(run, f"it goes on by its state, but by the ledger it ended as {told['status']}")
     try:
-        carrying.split_of(run, state)
+        shifting.split_of(run, state)
     except Exception as error:  # noqa: BLE001 - see `_undecided`
         return lost(run, _undecided(state, error))
     try:
-        why = carrying.reconcile(run, state)
+        why = shifting.reconcile(run, state)
     except OutsideError as error:
         return _keep(run, state, _hold(known, error.message), f"ledger: {error.message}")
     try:
@@ -131,7 +131,7 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
         if state.status == "paused":
             # The policies say so themselves; that a pause holds does not hang on each of them.
             return _keep(run, state, _hold(seen, "paused"), why)
-        why = why or carrying.too_soon(run, state)
+        why = why or shifting.too_soon(run, state)
         if not why and decision.action == "promote":
             why = _may_promote(run, state)
         if not why:
@@ -143,7 +143,7 @@ def _decide(run: Runtime, state: Rollout, policy: Policy) -> Decision | None:
 def _undecided(state: Rollout, error: Exception) -> str:
     """Why a policy that fails ends its rollout: by H-45, since what it kept is not what it can go on by, whatever it raised."""
     _log.error("policy %s of %s", state.policy, state.line, exc_info=error)
-    return f"policy {state.policy} can decide by what the state holds, but {carrying.said(error)[:200]}"
+    return f"policy {state.policy} can decide by what the state holds, but {alerts.said(error)[:200]}"
 
 
 def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
@@ -166,13 +166,13 @@ def _end(run: Runtime, state: Rollout, decision: Decision) -> Decision:
 
 def _keep(run: Runtime, before: Rollout, decision: Decision, why: str) -> Decision:
     """Save what a look that moves nothing found out; a new alert goes to the ledger once."""
-    after = replace(decision.state, alert=carrying.joined(why, decision.state.alert))
+    after = replace(decision.state, alert=alerts.joined(why, decision.state.alert))
     if after == before:
         return replace(decision, state=after)
-    if carrying.new_alert(before.alert, after.alert):
+    if alerts.new_alert(before.alert, after.alert):
         _log.warning("%s: %s", run.line, after.alert)
         try:
-            carrying.note(run, after, "alert", after.alert, decision.findings)
+            telling.note(run, after, "alert", after.alert, decision.findings)
         except OutsideError as error:
             _log.warning("%s: the ledger does not have this alert: %s", run.line, error.message)
     files.save(run.home, after)
@@ -226,12 +226,12 @@ def lost(run: Runtime, reason: str) -> Decision | None:
     found = _remnant(run, backup, split)
     # The traffic goes first. A split that tells nothing and is all there is stays until the ledger said whose it is.
     known = found is not None or files.path(run.home, run.line).exists()
-    why = carrying.shift(run, None) if known else carrying.take(run)
+    why = shifting.shift(run, None) if known else shifting.take(run)
     late, told, won = "", None, False
     try:
         found = found or _told(run)
         if found is not None and under_way(found):
-            told = carrying.told_course(run, found)[1]
+            told = telling.told_course(run, found)[1]
             champion = run.registry.resolve(run.line)
             won = champion is not None and champion.version == found.challenger.version
             # That it won is told already, and by its promotion the ledger knows who takes the traffic.
@@ -241,7 +241,7 @@ def lost(run: Runtime, reason: str) -> Decision | None:
         if found is None:
             raise
         # The traffic is taken; a store that cannot be asked, whatever it raises, is told later.
-        late = f"ledger: {carrying.said(error)}"
+        late = f"ledger: {alerts.said(error)}"
     files.set_aside(run.home, run.line)
     files.discard(run.home, run.line)
     if found is None:
@@ -250,7 +250,7 @@ def lost(run: Runtime, reason: str) -> Decision | None:
     after = found
     if under_way(found):
         after = _end_of_lost(run, found, alert, told, won)
-    after = replace(after, alert=carrying.joined(why or late, alert))
+    after = replace(after, alert=alerts.joined(why or late, alert))
     files.save(run.home, after)
     return Decision("inconclusive", 0.0, Outcome.NO_DATA, alert, (), after)
 
@@ -268,14 +268,14 @@ def _end_of_lost(
 
 
 def _record_lost(run: Runtime, found: Rollout, alert: str) -> None:
-    last: Mapping[str, Any] | None = carrying.recorded_traffic(run, found)
+    last: Mapping[str, Any] | None = telling.recorded_traffic(run, found)
     if last is not None and float(last["to"]) == 0:
         return
     after = moves.ended(found, run.now, "inconclusive", "state_lost", run.actor.name, alert)
     after = replace(after, cooldown_until=None)
     before = replace(found, percent=float(last["to"]) if last else found.percent)
-    carrying.append(
-        run, after, carrying.entries(before, after, action="state_lost", reason=alert, findings=(), move="", at=run.now)
+    telling.append(
+        run, after, telling.entries(before, after, action="state_lost", reason=alert, findings=(), move="", at=run.now)
     )
 
 

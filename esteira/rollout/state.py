@@ -13,6 +13,12 @@ _NOTHING = Sums()
 Status = Literal["running", "paused", "approved", "rolled_back", "inconclusive"]
 Action = Literal["hold", "advance", "promote", "roll_back", "inconclusive"]
 
+LIVE = frozenset({"running", "paused"})
+PROMOTED = "champion"
+"""The history's word for: the registry made the candidate the champion."""
+SETTLED = "settled"
+"""The history's word for: the end is carried out, and what splits the traffic is another rollout's from now on."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -132,3 +138,32 @@ class Policy(Protocol):
     def decide(self, state: Rollout, now: datetime) -> Decision:
         """What to do at this moment. `now` is aware; a paused or ended rollout always holds."""
         ...
+
+
+def is_settled(state: Rollout) -> bool:
+    """Whether an end is carried out, to its last alias."""
+    return any(entry.get("action") == SETTLED for entry in state.history)
+
+
+def under_way(state: Rollout) -> bool:
+    """Whether the candidate may yet get traffic or the championship by this state. Pure."""
+    return state.status in LIVE or (state.status == "approved" and promoted_at(state) is None)
+
+
+def why_ended(state: Rollout) -> str:
+    """The reason of the last thing that was decided of a rollout, in its own words; empty where nothing was."""
+    told = (entry for entry in reversed(state.history) if entry.get("action") not in {PROMOTED, SETTLED})
+    return next((str(entry.get("reason", "")) for entry in told), "")
+
+
+def promoted_at(state: Rollout) -> datetime | None:
+    """When the registry made the candidate the champion; None before."""
+    for entry in reversed(state.history):
+        if entry.get("action") == PROMOTED:
+            return datetime.fromisoformat(entry["at"])
+    return None
+
+
+def taken_before(before: Rollout | None, after: Rollout) -> float:
+    """What the candidate took before a move; of another test's candidate, nothing."""
+    return before.percent if before is not None and before.test_id == after.test_id else 0.0
