@@ -115,16 +115,25 @@ def _explain(body: bytes, error: Exception) -> NoReturn:
     raise BadBody("bad_json", f"the body must be JSON: {error}") from error
 
 
+def read(body: bytes) -> Any:
+    """The JSON value of a request's body.
+
+    Raises:
+        Problem: 400, as `parse`.
+    """
+    try:
+        return parse(body)
+    except BadBody as error:
+        raise Problem(400, error.code, str(error)) from error
+
+
 def rows_of(body: bytes, most: int) -> list[dict[str, Any]]:
     """The rows of a prediction's body, `{"rows": [{...}, ...]}`, at least one and at most `most`.
 
     Raises:
         Problem: 400 when it is no strict JSON, 422 when it is anything else.
     """
-    try:
-        document = parse(body)
-    except BadBody as error:
-        raise Problem(400, error.code, str(error)) from error
+    document = read(body)
     if not isinstance(document, dict):
         raise Problem(422, "wrong_type", 'the body is an object: {"rows": [...]}')
     for name in document:

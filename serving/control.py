@@ -14,7 +14,7 @@ from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from esteira import access
 from esteira.access import Actor
@@ -24,7 +24,8 @@ from esteira.rollout import alerts, shown, targets
 from esteira.rollout import control as rollouts
 from esteira.settings import Settings, redact
 from serving.asgi import Receive, Scope
-from serving.body import BadBody, Bodies, Limits, parse
+from serving.asked import asked_as
+from serving.body import Bodies, Limits
 from serving.faults import worded
 from serving.outside import Outside, away
 from serving.problems import Headers, Problem
@@ -242,15 +243,7 @@ def _asked(kind: type[_Move], body: bytes) -> _Move:
     Raises:
         Problem: the body says it otherwise.
     """
-    try:
-        asked = kind.model_validate(parse(body))
-    except BadBody as error:
-        raise Problem(400, error.code, str(error)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])[:200] or None
-        code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(first["type"], "wrong_type")
-        raise Problem(422, code, f"{name or 'the body'}: {first['msg']}", field=name) from error
+    asked = asked_as(kind, body)
     if not asked.reason.strip() or not asked.reason.isprintable():  # as the move asks, but before it waits for its turn
         raise Problem(422, "wrong_type", "reason: say why, in printable characters on one line", field="reason")
     return asked

@@ -9,7 +9,7 @@ from esteira.rollout.outcomes import outcome_of
 from esteira.rollout.split import Split
 from esteira.rollout.sums import number
 from serving.arms import Arms
-from serving.body import BadBody, parse
+from serving.body import read
 from serving.metrics import Metrics
 from serving.problems import Problem
 
@@ -144,10 +144,7 @@ def _asked(body: bytes) -> tuple[dict[str, str], int, Any, str | None]:
     Raises:
         Problem: the body says it otherwise.
     """
-    try:
-        document = parse(body)
-    except BadBody as error:
-        raise Problem(400, error.code, str(error)) from error
+    document = read(body)
     if not isinstance(document, dict):
         raise Problem(422, "wrong_type", 'the body is an object: {"request_id": ..., "truth": ...}')
     for name in document:

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from esteira.errors import EsteiraError
 from esteira.settings import Settings
-from serving.body import BadBody, parse
+from serving.asked import asked_as
 from serving.deployed import Deployed
 from serving.deployments import Deployment, Source
 from serving.job_runner import JobRunner
@@ -135,7 +135,7 @@ class Jobs:
             return self._opened
 
     def _submit(self, model: str, body: bytes, role: str, request_id: str) -> tuple[int, dict[str, Any]]:
-        asked = _read(body)
+        asked = asked_as(_Asked, body)
         job_id = _job_id(model, body, role, request_id)
         # Made already, though its caller was told that it took too long. The line may have moved on since, and the file be gone.
         if request_id and (made := self._store().find(job_id)) is not None:
@@ -225,18 +225,6 @@ class Jobs:
         raise Problem(
             403, "outside_roots", "this address leaves the folders that batch predictions may use", field=field
         )
-
-
-def _read(body: bytes) -> _Asked:
-    try:
-        return _Asked.model_validate(parse(body))
-    except BadBody as error:
-        raise Problem(400, error.code, str(error)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])[:200] or None
-        code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(first["type"], "wrong_type")
-        raise Problem(422, code, f"{name or 'the body'}: {first['msg']}", field=name) from error
 
 
 def _job_id(model: str, body: bytes, role: str, request_id: str) -> str:

@@ -16,6 +16,7 @@ from esteira.cli import main
 from esteira.errors import ConfigError, OutsideError, Refused
 from esteira.settings import Settings, load_settings
 from esteira.store import Store
+from tests import keyholders
 from tests.released import ADMIN, APPROVER, GUEST, LOCAL, NOW, SCIENTIST, VIEWER
 from tests.stores import sqlite_store, sqlite_template
 
@@ -70,7 +71,7 @@ def test_a_refusal_finds_the_ledger_of_its_environment_by_itself(esteira_home: P
 
 class TestKeys:
     def test_a_key_is_kept_as_its_hash_in_a_file_that_nobody_else_may_read(self, tmp_path: Path) -> None:
-        key = access.add(tmp_path, "ana", "admin", now=NOW)
+        key = keyholders.add(tmp_path, "ana", "admin", now=NOW)
 
         path = tmp_path / "keys.json"
         assert 0o600 == stat.S_IMODE(path.stat().st_mode)
@@ -87,8 +88,8 @@ class TestKeys:
         } == kept.public()
 
     def test_the_actor_is_the_name_of_the_key_and_free_text_counts_for_nothing(self, tmp_path: Path) -> None:
-        access.add(tmp_path, "ana", "admin")
-        key = access.add(tmp_path, "bob", "approver")
+        keyholders.add(tmp_path, "ana", "admin")
+        key = keyholders.add(tmp_path, "bob", "approver")
 
         assert Actor("bob", "approver", keyed=True) == access.who(Settings(home=tmp_path, key=key, actor="ana"))
 
@@ -99,7 +100,7 @@ class TestKeys:
         assert {"approve"} == {action for action in ACTIONS if not access.may(actor, action)}
 
     def test_beside_a_key_file_who_gives_no_key_may_read_register_and_stage(self, tmp_path: Path) -> None:
-        access.add(tmp_path, "ana", "admin")
+        keyholders.add(tmp_path, "ana", "admin")
 
         actor = access.who(Settings(home=tmp_path, actor="somebody"))
 
@@ -110,7 +111,7 @@ class TestKeys:
     @pytest.mark.parametrize("made", [True, False])
     def test_a_key_that_opens_nothing_is_refused_and_not_shown(self, key: str, made: bool, tmp_path: Path) -> None:
         if made:
-            access.add(tmp_path, "ana", "admin")
+            keyholders.add(tmp_path, "ana", "admin")
         with pytest.raises(Refused) as caught:
             access.who(Settings(home=tmp_path, key=key))
 
@@ -118,24 +119,24 @@ class TestKeys:
         assert "esk_wrong" not in str(caught.value)
 
     def test_a_revoked_key_opens_nothing_and_its_name_may_get_another(self, tmp_path: Path) -> None:
-        access.add(tmp_path, "ana", "admin")
-        old = access.add(tmp_path, "bob", "approver")
+        keyholders.add(tmp_path, "ana", "admin")
+        old = keyholders.add(tmp_path, "bob", "approver")
         with pytest.raises(Refused) as caught:
-            access.add(tmp_path, "bob", "admin")
+            keyholders.add(tmp_path, "bob", "admin")
         assert "key_exists" == caught.value.code
 
-        access.revoke(tmp_path, "bob", now=NOW)
+        keyholders.revoke(tmp_path, "bob", now=NOW)
 
         with pytest.raises(Refused):
             access.who(Settings(home=tmp_path, key=old))
-        new = access.add(tmp_path, "bob", "viewer")
+        new = keyholders.add(tmp_path, "bob", "viewer")
         assert VIEWER.role == access.who(Settings(home=tmp_path, key=new)).role
         with pytest.raises(Refused):
             access.who(Settings(home=tmp_path, key=old))
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o660, 0o666])
     def test_a_key_file_that_others_may_read_or_write_is_refused(self, mode: int, tmp_path: Path) -> None:
-        key = access.add(tmp_path, "ana", "admin")
+        key = keyholders.add(tmp_path, "ana", "admin")
         (tmp_path / "keys.json").chmod(mode)
 
         for settings in (Settings(home=tmp_path, key=key), Settings(home=tmp_path)):
@@ -143,7 +144,7 @@ class TestKeys:
                 access.who(settings)
             assert "open_keys" == caught.value.code
         with pytest.raises(Refused):
-            access.add(tmp_path, "bob", "approver")
+            keyholders.add(tmp_path, "bob", "approver")
 
     @pytest.mark.parametrize(
         "text",
@@ -166,33 +167,33 @@ class TestKeys:
 
     def test_the_first_key_is_an_admins_and_the_last_admin_stays(self, tmp_path: Path) -> None:
         with pytest.raises(Refused) as caught:
-            access.add(tmp_path, "bob", "approver")
+            keyholders.add(tmp_path, "bob", "approver")
         assert "first_key" == caught.value.code
         assert [] == access.listed(tmp_path)
 
-        access.add(tmp_path, "ana", "admin")
+        keyholders.add(tmp_path, "ana", "admin")
         with pytest.raises(Refused) as caught:
-            access.revoke(tmp_path, "ana")
+            keyholders.revoke(tmp_path, "ana")
         assert "last_admin" == caught.value.code
-        access.add(tmp_path, "eva", "admin")
-        access.revoke(tmp_path, "ana")
+        keyholders.add(tmp_path, "eva", "admin")
+        keyholders.revoke(tmp_path, "ana")
         assert ADMIN.role == access.listed(tmp_path)[1].role
 
     @pytest.mark.parametrize("name", ["", "a b", "-a", "a" * 65, "a\nb", "../a"])
     def test_a_name_that_is_none_is_refused(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
-            access.add(tmp_path, name, "admin")
+            keyholders.add(tmp_path, name, "admin")
         assert "bad_key_name" == caught.value.code
 
     @pytest.mark.parametrize("role", ["", "god", "local", "guest", "engine", "Admin"])
     def test_a_role_that_no_key_may_have_is_refused(self, role: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
-            access.add(tmp_path, "ana", role)
+            keyholders.add(tmp_path, "ana", role)
         assert "bad_role" == caught.value.code
 
     def test_keys_that_are_made_at_once_are_all_kept(self, tmp_path: Path) -> None:
-        access.add(tmp_path, "ana", "admin")
-        threads = [threading.Thread(target=access.add, args=(tmp_path, f"k{n}", "viewer")) for n in range(8)]
+        keyholders.add(tmp_path, "ana", "admin")
+        threads = [threading.Thread(target=keyholders.add, args=(tmp_path, f"k{n}", "viewer")) for n in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -201,17 +202,17 @@ class TestKeys:
         assert {"ana", *(f"k{n}" for n in range(8))} == {key.name for key in access.listed(tmp_path)}
 
     def test_a_kill_while_keys_are_written_leaves_the_keys_that_were(self, tmp_path: Path) -> None:
-        access.add(tmp_path, "ana", "admin")
+        keyholders.add(tmp_path, "ana", "admin")
         before = (tmp_path / "keys.json").read_bytes()
         pid = os.fork()
         if pid == 0:
             os.environ["ESTEIRA_CRASH_AT"] = "keys.before_rename"
-            access.add(tmp_path, "bob", "approver")
+            keyholders.add(tmp_path, "bob", "approver")
             os._exit(0)
 
         assert -9 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert before == (tmp_path / "keys.json").read_bytes()
-        access.add(tmp_path, "bob", "approver")
+        keyholders.add(tmp_path, "bob", "approver")
         assert ["ana", "bob"] == [key.name for key in access.listed(tmp_path)]
 
 
@@ -328,7 +329,7 @@ class TestGiven:
         self, name: str, home: Home, tmp_path: Path
     ) -> None:
         home.give("ana", "admin")
-        other = access.add(tmp_path / "eve", name, "admin")
+        other = keyholders.add(tmp_path / "eve", name, "admin")
 
         eve = access.who(Settings(home=tmp_path / "eve", key=other))
         assert (name, True) == (eve.name, eve.keyed)
@@ -345,8 +346,8 @@ class TestGiven:
         home.refused(home.who("vera"), "approve", "other_keys")
 
     def test_a_store_that_knows_no_key_goes_by_the_key_file(self, home: Home) -> None:
-        access.add(home.path, "ana", "admin")
-        home.shown["bob"] = access.add(home.path, "bob", "approver")
+        keyholders.add(home.path, "ana", "admin")
+        home.shown["bob"] = keyholders.add(home.path, "bob", "approver")
 
         access.require(home.who("bob"), "approve", line="tabular", store=home.store)
         with pytest.raises(Refused) as caught:
@@ -445,9 +446,9 @@ class TestEntriesOfBefore:
     def old(self, home: Home) -> Home:
         """A home and its store as they were left then."""
         for name, role in (("ana", "admin"), ("bob", "approver"), ("old", "viewer")):
-            home.shown[name] = access.add(home.path, name, role)
+            home.shown[name] = keyholders.add(home.path, name, role)
             self.note(home.store, "added", name, role)
-        access.revoke(home.path, "old")
+        keyholders.revoke(home.path, "old")
         self.note(home.store, "revoked", "old", "viewer")
         return home
 
@@ -470,7 +471,7 @@ class TestEntriesOfBefore:
         assert {"ana": "admin", "bob": "approver", "carl": "viewer"} == _roles(old.store)
         assert all(one.digest for one in access.known(old.store).values())
         access.require(old.who("bob"), "approve", line="tabular", store=old.store)
-        other = access.add(tmp_path / "eve", "ana", "admin")
+        other = keyholders.add(tmp_path / "eve", "ana", "admin")
         old.refused(access.who(Settings(home=tmp_path / "eve", key=other)), "promote", "other_keys")
 
     def test_a_key_is_taken_away_and_the_last_admin_stays(self, old: Home) -> None:

@@ -25,6 +25,7 @@ from serving import openapi, routes, shapes
 from serving.control import _FAULTS, BODY, Control, _asked, _shown, _Start
 from serving.http import Api
 from serving.problems import Problem
+from tests import keyholders
 from tests.rollouts import LINE, Gateway, World, home_template, make_bundle, register, world
 from tests.serving_fakes import FakeSource, ask, asked, fake_loading, make_api
 
@@ -200,7 +201,7 @@ class TestWho:
 
     def test_a_key_that_opens_nothing_does_nothing_and_is_not_shown(self, door: Door) -> None:
         door.keys |= {"wrong": "esk_wrong", "text": "bob", "empty": ""}
-        access.revoke(door.world.home, "bob")
+        keyholders.revoke(door.world.home, "bob")
         for by in ("wrong", "text", "empty", "bob"):
             for path, body in (
                 (f"{ROLLOUT}/start", WHY),
@@ -241,7 +242,7 @@ class TestWho:
 
     def test_a_key_of_another_home_opens_nothing_of_this_store(self, door: Door, tmp_path: Path) -> None:
         """Whoever may write a key file of their own is nobody here."""
-        key = access.add(tmp_path / "theirs", "ana", "admin")
+        key = keyholders.add(tmp_path / "theirs", "ana", "admin")
         settings = door.world.settings.model_copy(update={"home": tmp_path / "theirs"})
         found = Door(door.world, make_api(FakeSource(LINE), control=Control(settings)), {"ana": key})
         assert (403, "other_keys") == found.code("start", "ana")

@@ -18,6 +18,7 @@ from esteira.release.staging import stage
 from esteira.rollout import files, split
 from esteira.settings import load_settings
 from esteira.store.store import now as present
+from tests import keyholders
 from tests.small_bundle import make_bundle
 from tests.test_deploy import LINE, PASSED, identity, receipt
 
@@ -40,9 +41,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESTEIRA_HOME", str(place / "home"))
         patch.chdir(place)
-        keys = {"root": access.add(place / "home", "root", "admin")}
+        keys = {"root": keyholders.add(place / "home", "root", "admin")}
         keys |= {
-            name: access.add(place / "home", name, role)
+            name: keyholders.add(place / "home", name, role)
             for name, role in (("lia", "data_scientist"), ("bob", "approver"), ("vera", "viewer"))
         }
         patch.setenv("ESTEIRA_KEY", keys["lia"])

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from components import register
-from esteira import access, ledger
 from esteira import bundle as bundles
+from esteira import ledger
 from esteira.errors import Refused, SourceError
 from esteira.ledger import canonical
 from esteira.registry import Registry
 from esteira.release import approvals
 from esteira.settings import load_settings
+from tests import keyholders
 from tests.test_registry import BOARD, CARD, LINE, PASS, _die_at, template
 
 __all__ = ["template"]
@@ -102,8 +103,8 @@ def test_a_judged_bundle_becomes_a_version_that_says_what_it_came_from(registry:
 def test_whose_key_it_is_registers_whatever_they_call_themselves(
     registry: Registry, steps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    access.add(load_settings().home, "ana", "admin")
-    monkeypatch.setenv("ESTEIRA_KEY", access.add(load_settings().home, "lia", "data_scientist"))
+    keyholders.add(load_settings().home, "ana", "admin")
+    monkeypatch.setenv("ESTEIRA_KEY", keyholders.add(load_settings().home, "lia", "data_scientist"))
     monkeypatch.setenv("ESTEIRA_ACTOR", "somebody")
 
     run(steps)

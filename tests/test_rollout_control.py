@@ -17,6 +17,7 @@ from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import control, engine, files, preconditions, shown
 from esteira.rollout import split as splits
 from esteira.rollout.preconditions import Known
+from tests import keyholders
 from tests.rollouts import ANA, HOUR, LINE, T0, World, home_template, make_bundle, register, traffic, world
 
 __all__ = ["home_template", "world"]
@@ -226,7 +227,7 @@ class TestWho:
         assert action == "start" or "running" == world.state.status
 
     def test_with_a_key_file_the_accounts_user_may_not(self, world: World) -> None:
-        access.add(world.home, "root", "admin")
+        keyholders.add(world.home, "root", "admin")
         with pytest.raises(Refused):
             world.start(actor=access.who(world.settings))
 

@@ -131,8 +131,8 @@ class _Stage:
 def _demo(folder: Path, seed: int) -> dict[str, Any]:
     from esteira import ledger
 
-    stage = _stage(folder, seed)
     now = (datetime.now(UTC) - _BACK).replace(minute=0, second=0, microsecond=0)
+    stage = _stage(folder, seed, now)
     say("training four small models on a real table ...")
     bundles = _bundles(folder, [one.columns for one in (FIRST, *CANDIDATES)])
 
@@ -190,7 +190,7 @@ def _demo(folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def _stage(folder: Path, seed: int) -> _Stage:
+def _stage(folder: Path, seed: int, now: datetime) -> _Stage:
     from pydantic import SecretStr
 
     from esteira import access
@@ -200,9 +200,15 @@ def _stage(folder: Path, seed: int) -> _Stage:
 
     home = folder / "home"
     home.mkdir()
-    keys = {name: access.add(home, name, role) for name, role in
-            (("rita", "admin"), ("ana", "data_scientist"), ("bob", "approver"))}  # fmt: skip
-    settings = Settings(home=home, key=SecretStr(keys["ana"]))
+    settings = Settings(home=home)
+    registry = Registry(settings)
+    keys: dict[str, str] = {}
+    for name, role in (("rita", "admin"), ("ana", "data_scientist"), ("bob", "approver")):
+        made: list[str] = []
+        giver = settings.model_copy(update={"key": SecretStr(keys["rita"])}) if keys else settings
+        access.give(giver, name, role, store=registry.store, show=made.append, now=now)
+        (keys[name],) = made
+    author, approver = (settings.model_copy(update={"key": SecretStr(keys[name])}) for name in ("ana", "bob"))
     policy = ReleasePolicy(
         approval_mode="required", rollout="staged", rollout_policy="rules", approval_hours=168, rehearse=False,
         # The real table is small; H-39's 10,000 rows are for real traffic.
@@ -210,10 +216,10 @@ def _stage(folder: Path, seed: int) -> _Stage:
     )  # fmt: skip
     return _Stage(
         home=home,
-        settings=settings,
-        registry=Registry(settings),
-        author=access.who(settings),
-        approver=access.who(settings.model_copy(update={"key": SecretStr(keys["bob"])})),
+        settings=author,
+        registry=Registry(author),
+        author=access.who(author),
+        approver=access.who(approver),
         policy=policy,
         keys=keys,
         random=Random(seed),
