@@ -17,7 +17,8 @@ from openapi_spec_validator import validate
 
 from esteira.features.decode import ColumnDecoder, Decoder
 from serving import shapes
-from serving.jobs import _read
+from serving.asked import asked_as
+from serving.jobs import _Asked
 from serving.openapi import describe_api
 from serving.problems import Problem
 from serving.row_schema import row_schema
@@ -174,7 +175,7 @@ def test_every_text_that_the_pattern_of_a_cell_matches_is_taken(kind: str, data:
 def test_the_body_of_a_batch_prediction_is_taken_just_when_the_document_allows_it(body: dict[str, Any]) -> None:
     asked = {**body, "out": "/out"} if isinstance(body.get("out"), str) else body  # addresses are judged elsewhere
     try:
-        _read(json.dumps(asked).encode())
+        asked_as(_Asked, json.dumps(asked).encode())
         taken = True
     except Problem:
         taken = False
