@@ -19,8 +19,13 @@ def emit(document: Any) -> None:
     click.echo(json.dumps(document, ensure_ascii=False, default=str))
 
 
+def show(text: str) -> None:
+    """Print what a command was asked for, as text, on standard output: what is read, filtered and kept."""
+    click.echo(text)
+
+
 def say(text: str) -> None:
-    """Tell a person something, on standard error."""
+    """Tell a person something beside the answer, on standard error: progress, a warning, a hint, an error."""
     click.echo(text, err=True)
 
 

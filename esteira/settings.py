@@ -142,7 +142,7 @@ class Settings(BaseModel):
     )
     key: SecretStr | None = _var(
         "ESTEIRA_KEY",
-        says="key of who acts (esteira keys add): whoever approves, promotes or retires is the name of their key",
+        says="key of who acts (esteira keys add NAME --role ROLE): whoever approves, promotes or retires is the name of their key",
     )
     code_revision: str | None = _var(
         "ESTEIRA_CODE_REVISION", says="commit of this code, where there is no git checkout"

@@ -20,7 +20,7 @@ from esteira import access
 from esteira.access import Actor
 from esteira.errors import ConfigError, EsteiraError, OutsideError, Refused
 from esteira.registry import Registry
-from esteira.rollout import alerts, shown, targets
+from esteira.rollout import alerts, policies, shown, targets
 from esteira.rollout import control as rollouts
 from esteira.settings import Settings, redact
 from serving.asgi import Receive, Scope
@@ -53,6 +53,20 @@ _FAULTS: Mapping[str, str] = {
 """What an engine's alert says here, by its kind: its own words may be a driver's, with addresses."""
 # It stands first, or after the word for how a rollout ended.
 _FAULT = re.compile(rf"(?:^|(?<=: ))({'|'.join(sorted(alerts.ENGINE_ALERTS))}): .*", re.DOTALL)
+
+_CURES: Mapping[str, str] = {
+    "not_allowed": "send such a key as 'X-Esteira-Key: KEY'; an admin gives one by `esteira keys add NAME --role ROLE`",
+    "other_keys": "send a key that this store knows as 'X-Esteira-Key: KEY'",
+}
+"""What helps here where it is no command, by a letter's code."""
+_FIELDS = {"state": "status", "option ": "options."}
+# A command that has a route; any other, which stays as it is; an option that is a field here.
+_COMMAND = re.compile(
+    r"`?esteira (?:rollout (?P<verb>status|start|pause|resume|promote|rollback) (?P<line>[^\s`]+)(?: --version \d+)?(?: --reason TEXT)?"
+    r"|release ls(?: --json)?(?: (?P<of>[a-z][^\s`]*))?)`?(?=[\s,;.)]|$)"
+    r"|`?esteira [^`;,)]*"
+    r"|--(?P<field>option |version|reason|state|limit|offset)"
+)
 
 _log = logging.getLogger("serving")
 
@@ -118,8 +132,8 @@ class Control:
         must_be_json(headers)
         if key is None:
             raise Problem(
-                401, "no_named_key", "a move is somebody's: send their key (esteira keys add) as 'X-Esteira-Key: KEY'",
-                field="x-esteira-key", headers=_CHALLENGE,
+                401, "no_named_key", "a move is somebody's: send their key as 'X-Esteira-Key: KEY'",
+                field="x-esteira-key", cure=_CURES["not_allowed"], headers=_CHALLENGE,
             )  # fmt: skip
         body = await self._bodies.read(receive, declared_length(headers), asked=b"expect" in headers)
         self._bodies.bytes -= len(body)  # it is small, and read at once
@@ -147,13 +161,15 @@ class Control:
         if isinstance(error, OutsideError):
             # Its words may be a driver's.
             _log.warning("a request to steer failed: %s", worded(error))
-            return Problem(503, error.code, away().error["message"], cure=error.cure, headers=_RETRY)
+            return Problem(503, error.code, away().error["message"], cure=_by_routes(error.cure), headers=_RETRY)
         status = _STATUS.get(error.code, 422 if isinstance(error, ConfigError) else error.http_status)
-        return self._problem(status, error.to_dict())
+        letter = error.to_dict()
+        return self._problem(status, letter | {"cure": _CURES.get(error.code, letter["cure"])})
 
     def _problem(self, status: int, letter: Mapping[str, str]) -> Problem:
         """A letter of ours as an answer, without an address of this machine."""
         said = {name: redact(self._placeless(text)) for name, text in letter.items()}
+        said |= {name: _by_routes(said[name]) for name in ("where", "cure")}
         headers = _RETRY if status == 503 else ()
         return Problem(status, said["code"], said["message"], where=said["where"], cure=said["cure"], headers=headers)
 
@@ -196,8 +212,13 @@ class Control:
     def _moved(self, line: str, verb: str, asked: _Move, key: bytes) -> dict[str, Any]:
         actor = self._actor(key)
         told = asked.model_dump(exclude_none=True)
+        if verb == "rollback":
+            told["only"] = True
         common: dict[str, Any] = {"settings": self._settings, "target": self._target(line), "registry": self._registry}
-        done = getattr(rollouts, verb)(line, now=datetime.now(UTC), actor=actor, **told, **common)
+        # A start's words, and no other move's, may be wrong as those of params.yaml are.
+        options = {name: f"options.{name}" for name in told.get("options", ())}
+        with policies.said_at("policy" if "policy" in told else "", options):
+            done = getattr(rollouts, verb)(line, now=datetime.now(UTC), actor=actor, **told, **common)
         known = None if done is None else replace(done, alert=_faultless(done.alert))
         # Only these two move traffic away or to all; for the others an alert may be an old one, and the status tells it.
         if verb in {"promote", "rollback"} and (letter := shown.undone(known, line)) is not None:
@@ -235,6 +256,23 @@ def _faultless(text: str) -> str:
     return alerts.AND.join(
         _FAULT.sub(lambda found: f"{found[1]}: {_FAULTS[found[1]]}", part) for part in text.split(alerts.AND)
     )
+
+
+def _by_routes(text: str) -> str:
+    """The commands and options of a letter as the routes and fields that do the same here, where there are such. Pure."""
+
+    def here(found: re.Match[str]) -> str:
+        if found["field"]:
+            return _FIELDS.get(found["field"], found["field"])
+        if found["verb"] == "status":
+            return f"`GET /v1/{found['line']}/rollout`"
+        if found["verb"]:
+            return f"`POST /v1/{found['line']}/rollout/{found['verb']}`"
+        if "release ls" in found[0]:
+            return "`GET /v1/models" + (f"?line={found['of']}`" if found["of"] else "`")
+        return found[0]
+
+    return _COMMAND.sub(here, text)
 
 
 def _asked(kind: type[_Move], body: bytes) -> _Move:

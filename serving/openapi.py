@@ -159,7 +159,7 @@ _NAMED: Json = {
     "type": "apiKey",
     "in": "header",
     "name": "X-Esteira-Key",
-    "description": "whose name the ledger gets; `esteira keys add` makes one",
+    "description": "whose name the ledger gets; `esteira keys add NAME --role ROLE` makes one",
 }
 
 

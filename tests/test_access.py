@@ -648,7 +648,7 @@ class TestName:
         with pytest.raises(SystemExit):
             main(["ledger", "log"])
 
-        forged, free, named = capsys.readouterr().err.splitlines()
+        forged, free, named = capsys.readouterr().out.splitlines()
         assert "by eve\\n    9  now  approval  by bob (no key)  " in forged
         assert ("by bob (no key)  " in free, "by bob  " in named) == (True, True)
 

@@ -1,5 +1,6 @@
 """Approvals: asked for, given by somebody else's key, for these very bytes and so many hours; used once, and void when anything changed."""
 
+import os
 import shutil
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from esteira import ledger
 from esteira.access import ENGINE, Actor
-from esteira.errors import ConfigError, GateHeld, Refused, SourceError
+from esteira.errors import ConfigError, EsteiraError, GateHeld, Refused, SourceError
 from esteira.ledger.chain import stamp
 from esteira.registry import Registry
 from esteira.release import approvals
@@ -292,6 +293,52 @@ def test_an_artefact_that_is_gone_voids_it_too(registry: Registry, settings: Set
         approve(registry)
     assert "approval_void" == caught.value.code
     assert isinstance(caught.value.__cause__, SourceError | Refused)
+
+
+def _elsewhere(settings: Settings) -> Settings:
+    return settings.model_copy(update={"artifacts": str(settings.home / "elsewhere")})
+
+
+def _unmounted(settings: Settings, *, left: bool) -> Settings:
+    """The disk of the artefacts is away, and its folder with it, or not."""
+    Path(settings.artifacts).rename(settings.home / "disk")
+    if left:
+        Path(settings.artifacts).mkdir()
+    return settings
+
+
+def _unreadable(settings: Settings) -> Settings:
+    (stored(settings, 1) / "parts" / "decoder.json").chmod(0)
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("away", "code"),
+    [
+        (_elsewhere, "outside_storage"),
+        (lambda settings: _unmounted(settings, left=False), "missing_storage"),
+        (lambda settings: _unmounted(settings, left=True), "missing_storage"),
+        pytest.param(
+            _unreadable,
+            "bundle_missing",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever it likes"),
+        ),
+    ],
+    ids=["another storage", "no storage", "an empty storage", "no right"],
+)
+def test_a_machine_that_does_not_come_by_the_artefact_voids_nothing(
+    away: Callable[[Settings], Settings], code: str, registry: Registry, settings: Settings
+) -> None:
+    ask(registry)
+    approve(registry)
+    elsewhere = Unshown(away(settings).model_copy(update={"tenant": registry.store.tenant}), registry.store)
+
+    for move in (lambda: promote(elsewhere), lambda: elsewhere.check_promote(LINE, 1, actor=ENGINE, now=NOW)):
+        with pytest.raises(EsteiraError) as caught:
+            move()
+        assert code == caught.value.code
+    assert "approved" == approvals.find(registry.store, registry.must(LINE, 1)).state  # type: ignore[union-attr]
+    assert "approval_void" not in kinds(registry)
 
 
 class TestOverride:

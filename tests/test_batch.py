@@ -910,7 +910,7 @@ class TestCommand:
         assert 997 == len(answered(tmp_path / "out"))
         assert 3 == len(errors(tmp_path / "out"))
         again = self._esteira("batch", "--bundle", bundle, "--data", data, "--out", "out", cwd=tmp_path)
-        assert "done: 1,000 rows, 997 answered, 3 bad" in again.stderr
+        assert "done: 1,000 rows, 997 answered, 3 bad" in again.stdout
 
     def test_too_many_bad_rows_are_exit_1_and_a_letter(self, bundle: Path, tmp_path: Path) -> None:
         rows = some_rows(100)

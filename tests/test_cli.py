@@ -120,10 +120,32 @@ def test_families_are_listed_once_with_what_their_bundles_hold(tmp_path: Path) -
     assert len(found) == len({family["name"] for family in found})
 
 
+def test_what_was_asked_for_is_on_standard_output(tmp_path: Path) -> None:
+    """`esteira families | grep x` finds it; what is said beside it is on standard error, and so is an error."""
+    done = _esteira("families", cwd=tmp_path)
+    assert ["tabular", "onnx"] in [line.split() for line in done.stdout.splitlines()]
+    assert "" == done.stderr
+    assert "" == _esteira("release", "show", "tabular", cwd=tmp_path, code=1).stdout
+
+
+def test_whoever_reads_the_first_lines_alone_gets_no_traceback(tmp_path: Path) -> None:
+    """`esteira ledger log | head -1`: the reader is gone before all is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "esteira.cli", "families"], cwd=tmp_path, stdout=gone, stderr=subprocess.PIPE,
+            text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    assert (1, "") == (done.returncode, done.stderr)
+
+
 def test_a_folder_without_lines_says_how_to_open_one(tmp_path: Path) -> None:
     done = _esteira("lines", cwd=tmp_path)
 
     assert "esteira run" in done.stderr
+    assert "" == done.stdout
 
 
 def test_init_twice_writes_nothing_the_second_time(tmp_path: Path) -> None:

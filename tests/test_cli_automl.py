@@ -157,7 +157,7 @@ def test_kinds_that_were_not_tried_are_no_trouble_to_a_person(
         main(["automl", "--train", str(tmp_path / "few.csv"), "--target", "left", "--out", str(tmp_path / "b"),
               "--max-trials", "2", "--kinds", "constant,linear,neural_network"])  # fmt: skip
 
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert 0 == ended.value.code, said
     assert "bundle" in said
     assert "None" not in said

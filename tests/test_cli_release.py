@@ -297,7 +297,8 @@ def test_the_list_filters_pages_and_hides_where_things_lie(run: Run, keys: Calla
     told = run("release", "ls")
     assert "approval requested" in told
     assert "3 of 4" in run("release", "ls", "--limit", "3")
-    assert "no such version" in run("release", "ls", "tabular@none")
+    assert "no such version" in run("release", "ls", "tabular", "--state", "retired")
+    assert "unknown_line" == run("release", "ls", "tabular@none", "--json", code=1)["error"]["code"]
 
 
 def test_the_record_of_a_version_is_a_document_and_a_page(run: Run, keys: Callable[[str], None]) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from esteira import locks
+from esteira import ledger, locks
 from esteira.cli import main
 from esteira.rollout import control, files
 from esteira.rollout import split as splits
 from tests.rollouts import ANA, LINE, Gateway, World, home_template, world
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=1"
 
 __all__ = ["home_template", "world"]
 
@@ -69,6 +71,13 @@ class TestRollout:
             (("rollout", "start", LINE, "--reason", "r", "--version", "1"), 1, "same_version"),
             (("rollout", "start", LINE, "--reason", "r", "--policy", "luck"), 2, "unknown_policy"),
             (("rollout", "status", "No Line"), 2, "bad_line"),
+            (("rollout", "status", "tabular@nosuch"), 1, "unknown_line"),
+            (("rollout", "tick", "tabular@nosuch"), 1, "unknown_line"),
+            (("ledger", "at", "now", "--line", "tabular@nosuch"), 1, "unknown_line"),
+            (("ledger", "log", "--line", "tabular@nosuch"), 1, "unknown_line"),
+            (("ledger", "log", "--line", "bad name"), 2, "bad_line"),
+            (("release", "ls", "tabular@nosuch"), 1, "unknown_line"),
+            (("release", "ls", "--family", "zz"), 2, "unknown_family"),
             (("rollout", "tick", "../etc"), 2, "bad_line"),
             (("rollout", "pause", LINE, "--reason", "r"), 1, "no_rollout"),
         ],
@@ -120,6 +129,25 @@ class TestRollout:
         live.tick(1)
         assert 0.0 == live.target.percent
 
+    def test_a_rollback_of_no_rollout_is_no_success(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        """A release is taken back by another command, which the cure names; the champion stays."""
+        undo = ("rollout", "rollback", LINE, "--reason", "undo")
+        error = ask(capsys, *undo, code=1)["error"]
+        assert ("no_rollout", True) == (error["code"], "there is none" in error["message"])
+        live.do(control.start)
+        live.do(control.promote)
+        error = ask(capsys, *undo, code=1)["error"]
+        assert ("no_rollout", True) == (error["code"], "ended as approved" in error["message"])
+        assert f"`esteira rollback {LINE} --reason TEXT`" in error["cure"]
+        assert 2 == live.aliases["champion"]
+
+    def test_asked_again_for_a_rollback_that_was_made_it_is_shown(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        for _ in range(2):
+            assert "rolled_back" == ask(capsys, "rollout", "rollback", LINE, "--reason", "complaints")["status"]
+
     def test_an_alert_of_what_goes_on_is_no_letter_of_a_pause(
         self, live: World, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -130,26 +158,85 @@ class TestRollout:
             assert "error" not in found
             assert "registry: it was away" == found["alert"]
 
+    @pytest.mark.parametrize(
+        ("told", "where"),
+        [
+            (("--policy", "canary"), "--policy"),
+            (("--option", "foo=1"), "--option foo"),
+            (("--option", "rules=7"), "--option rules"),
+            (("--option", "min_samples=-1"), "--option min_samples"),
+        ],
+    )
+    def test_what_an_option_says_wrongly_is_wrong_at_that_option(
+        self, told: tuple[str, str], where: str, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = ask(capsys, "rollout", "start", LINE, "--reason", "r", *told, code=2)["error"]
+        assert where == found["where"]
+
     def test_a_rollback_to_no_version_ends_no_rollout(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         live.do(control.start)
-        for to in ("99", "2"):
+        for to, code in (("99", "unknown_version"), ("2", "never_served")):
             error = ask(capsys, "rollback", LINE, "--to", to, "--reason", "r", code=1)["error"]
-            assert "never_served" == error["code"]
+            assert code == error["code"]
         assert ("running", 10.0) == (live.state.status, live.split.percent)  # type: ignore[union-attr]
         assert "rollout" == ask(capsys, "rollback", LINE, "--to", "1", "--reason", "r")["undone"]
         assert not splits.path(live.home, LINE).exists()
 
+    def test_where_nothing_is_to_be_seen_of_a_line_that_is_there_is_no_error(
+        self, live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert [] == ask(capsys, "ledger", "at", "2020-01-01T00:00", "--line", LINE)["serving"]
+        assert [] == ask(capsys, "release", "ls", LINE, "--state", "retired")["models"]
+        assert [] == ask(capsys, "ledger", "log", "--line", "*")["entries"]
+        monkeypatch.setenv("ESTEIRA_DATABASE_URL", NOWHERE)
+        assert "none" == ask(capsys, "rollout", "status", LINE)["status"], "whether it is there nobody can be asked"
+
+    def test_the_lines_tell_of_a_rollout(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        (found,) = ask(capsys, "lines")
+        assert (LINE, 1, None) == tuple(found[name] for name in ("line", "champion", "rollout"))
+        live.do(control.start)
+        assert {"version": 2, "status": "running", "percent": 10.0} == ask(capsys, "lines")[0]["rollout"]
+        with pytest.raises(SystemExit):
+            main(["lines"])
+        assert "champion 1      production  rollout of version 2: running at 10 %" in capsys.readouterr().out
+        files.path(live.home, LINE).write_text("{", encoding="utf-8")
+        unread = {"version": None, "status": "unreadable", "percent": None}
+        assert unread == ask(capsys, "lines")[0]["rollout"]
+        live.tick(1)
+        assert None is ask(capsys, "lines")[0]["rollout"]
+
+    def test_the_ledger_is_read_a_line_an_entry_with_what_was_done_and_why(
+        self, live: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start, reason="October")
+        live.do(control.pause, reason="holiday")
+        live.do(control.rollback, reason="complaints")
+        with pytest.raises(SystemExit):
+            main(["ledger", "log", "--line", LINE])
+        rows = capsys.readouterr().out.splitlines()
+        assert len(list(ledger.entries(live.registry.store, LINE))) == len(rows)
+        for kind, words, why in (
+            ("verdict", "pass", ""),
+            ("alias", "champion - -> 1, production - -> 1", "the first"),
+            ("rollout", "started", "October"),
+            ("traffic", "start 0 -> 10 %", "October"),
+            ("rollout", "paused", "holiday"),
+            ("traffic", "roll_back 10 -> 0 %", "complaints"),
+            ("rollout", "ended rolled_back", "complaints"),
+        ):
+            assert [row for row in rows if f"  {kind} " in row and f"  {words} " in row and row.endswith(why)], words
+
     def test_a_person_reads_a_few_lines(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             main(["rollout", "start", LINE, "--reason", "October"])
-        told = capsys.readouterr().err
+        told = capsys.readouterr().out
         assert "running, candidate 10 %" in told
         assert "candidate v2" in told
         assert "control   v1" in told
         files.path(live.home, LINE).write_text("{", encoding="utf-8")
         with pytest.raises(SystemExit):
             main(["rollout", "status", LINE])
-        assert "unreadable" in capsys.readouterr().err
+        assert "unreadable" in capsys.readouterr().out
 
 
 class TestTick:
@@ -167,6 +254,43 @@ class TestTick:
         found = ask(capsys, "tick", code=2)["lines"]
         assert [("bad_line", 2)] == [(one["error"]["code"], one["exit_code"]) for one in found if "error" in one]
         assert [LINE] == [one["line"] for one in found if "error" not in one]
+
+    @pytest.mark.parametrize("command", [("tick",), ("rollout", "tick", LINE)], ids=" ".join)
+    def test_a_look_without_the_database_is_no_success(
+        self, command: tuple[str, ...], live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        with monkeypatch.context() as away:
+            away.setenv("ESTEIRA_DATABASE_URL", NOWHERE)
+            found = ask(capsys, *command, code=2)
+        told = found["lines"][0] if command == ("tick",) else found
+        assert ("running", 10.0) == (told["status"], told["percent"])
+        assert "registry: " in told["alert"]
+        ask(capsys, *command)
+        assert "" == live.state.alert
+
+    def test_an_end_that_is_not_carried_out_is_heard_at_every_look(
+        self, live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.do(control.start)
+        monkeypatch.setenv("ESTEIRA_TARGET", f"haproxy:{live.home}/nobody.sock#rollout")
+        ask(capsys, "rollout", "rollback", LINE, "--reason", "complaints", code=2)
+        for _ in range(2):
+            (found,) = ask(capsys, "tick", code=2)["lines"]
+            assert (LINE, "settle", "rolled_back", "complaints", 2) == tuple(
+                found[name] for name in ("line", "action", "status", "reason", "exit_code")
+            )
+            assert found["alert"].startswith("target: ")
+        assert "target: " in ask(capsys, "rollout", "tick", LINE, code=2)["alert"]
+        monkeypatch.delenv("ESTEIRA_TARGET")
+        assert [] == ask(capsys, "tick")["lines"]
+
+    def test_what_a_lost_state_ended_as_is_heard_once(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
+        live.do(control.start)
+        files.path(live.home, LINE).write_text("{", encoding="utf-8")
+        (found,) = ask(capsys, "tick", code=2)["lines"]
+        assert found["alert"].startswith("state: ")
+        ask(capsys, "tick")
 
     def test_a_line_that_somebody_changes_now_is_left_out_with_a_word(
         self, live: World, capsys: pytest.CaptureFixture[str]

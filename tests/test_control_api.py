@@ -22,7 +22,7 @@ from esteira.registry import Registry
 from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import alerts, shown
 from serving import openapi, routes, shapes
-from serving.control import _FAULTS, BODY, Control, _asked, _shown, _Start
+from serving.control import _FAULTS, BODY, Control, _asked, _by_routes, _shown, _Start
 from serving.http import Api
 from serving.problems import Problem
 from tests import keyholders
@@ -146,7 +146,17 @@ class TestMoves:
         assert (200, "none", 0) == _said(door.ask(ROLLOUT))
         Draft202012Validator(shapes.ROLLOUT).validate(door.ask(ROLLOUT)[1])
         assert (409, "no_rollout") == door.code("pause")
-        assert (200, "none") == _said(door.move("rollback"))[:2]
+        assert (409, "no_rollout") == door.code("rollback"), "nothing was undone, and nobody is told that it was"
+
+    def test_a_rollback_that_was_made_may_be_asked_for_again(self, door: Door) -> None:
+        door.world.registry.set_alias(
+            LINE, "challenger", 2, actor=door.actor("ana"), reason="a start that was cut off", now=datetime.now(UTC)
+        )
+        assert (200, "") == door.code("rollback"), "what a start that was cut off left is taken back, too"
+        assert "challenger" not in door.world.aliases
+        door.move("start")
+        for _ in range(2):
+            assert (200, "rolled_back") == _said(door.move("rollback"))[:2]
 
     def test_a_start_is_held_to_what_the_version_was_registered_under(self, door: Door) -> None:
         """Not to a params.yaml, which a service has not, nor to the family's word."""
@@ -282,6 +292,52 @@ class TestRefused:
         assert "none" == door.ask(ROLLOUT)[1]["status"]
         assert "challenger" not in door.world.aliases
         assert [] == door.world.entries("rollout", "traffic")
+
+    @pytest.mark.parametrize(
+        ("told", "where"),
+        [
+            ({"policy": "luck"}, "policy"),
+            ({"options": {"luck": 1}}, "options.luck"),
+            ({"options": {"rules": {"luck": 1}}}, "options.rules"),
+            ({"options": {"min_samples": -1}}, "options.min_samples"),
+        ],
+        ids=str,
+    )
+    def test_what_a_start_says_wrongly_is_wrong_where_it_said_it(
+        self, told: dict[str, Any], where: str, door: Door
+    ) -> None:
+        assert where == door.move("start", **told)[1]["error"]["where"]
+
+    def test_what_helps_is_a_request_and_not_a_command(self, door: Door) -> None:
+        for by, (status, found) in {by: door.move("start", by) for by in ("vera", None)}.items():
+            assert (403 if by else 401) == status
+            assert found["error"]["cure"].startswith("send such a key as 'X-Esteira-Key: KEY'")
+        for query in ("status=great", "limit=0"):
+            assert "--" not in str(door.ask("/v1/models", query=query)[1]["error"])
+        assert f"see `GET {ROLLOUT}`, or start one" == door.move("pause")[1]["error"]["cure"]
+        door.move("start")
+        assert f"`POST {ROLLOUT}/rollback`" in door.move("start")[1]["error"]["cure"]
+        door.move("pause")
+        assert f"`POST {ROLLOUT}/resume`" == door.move("promote")[1]["error"]["cure"]
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("esteira rollout resume a@b --reason TEXT", "`POST /v1/a@b/rollout/resume`"),
+            ("esteira rollout start a --version 3 --reason TEXT, or wait", "`POST /v1/a/rollout/start`, or wait"),
+            ("see `esteira rollout status a`", "see `GET /v1/a/rollout`"),
+            ("see `esteira release ls a@b` for all", "see `GET /v1/models?line=a@b` for all"),
+            ("`esteira release ls --json` has the ids", "`GET /v1/models` has the ids"),
+            ("name another by --version", "name another by version"),
+            ("say --option min_samples=N", "say options.min_samples=N"),
+            ("--limit, --offset", "limit, offset"),
+            ("esteira rollback a --reason TEXT", "esteira rollback a --reason TEXT"),
+            ("`esteira release stage a 3 --reason TEXT` asks", "`esteira release stage a 3 --reason TEXT` asks"),
+            ("esteira rollout tick a; --state", "esteira rollout tick a; status"),
+        ],
+    )
+    def test_a_command_is_told_as_its_route_and_one_without_as_it_is(self, text: str, told: str) -> None:
+        assert told == _by_routes(text)
 
     @pytest.mark.parametrize("elsewhere", [False, True])
     def test_an_artefact_that_was_changed_is_refused_without_its_place(self, elsewhere: bool, door: Door) -> None:

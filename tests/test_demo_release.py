@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from esteira import access
+from esteira.settings import Settings
+from esteira.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "release.md"
@@ -72,10 +77,26 @@ def test_the_release_records_lie_beside_the_home_and_nothing_else_is_touched(kep
 
     assert pages == {Path(path).name for path in kept.document["records"]}
     assert {"kept"} == {path.name for path in kept.folder.iterdir()}
-    assert {*pages, "home", "data", "bundles", "anchors.jsonl"} == {
+    assert {*pages, "home", "keys.json", "data", "bundles", "anchors.jsonl"} == {
         path.name for path in (kept.folder / "kept").iterdir()
     }
     assert "rolled back" in (kept.folder / "kept" / "version-2.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_who_keeps_the_demo_may_act_in_its_home_by_the_keys_that_lie_beside_it(kept: Kept) -> None:
+    path = kept.folder / "kept" / "keys.json"
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    for name, key in json.loads(path.read_text("ascii")).items():
+        assert key not in kept.told
+        settings = Settings(home=path.parent / "home", key=key)
+        store = Store.open(settings.database_url, settings.tenant)
+        access.require(
+            access.who(settings),
+            {"bob": "approve", "rita": "keys", "ana": "register"}[name],
+            line="tabular@demo",
+            store=store,
+        )
 
 
 @pytest.mark.slow

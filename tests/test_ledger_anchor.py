@@ -238,7 +238,7 @@ class TestCommand:
         monkeypatch.chdir(repository)
 
         assert 0 == _cli("ledger", "anchor")
-        assert "1 entries, head " in capsys.readouterr().err
+        assert "1 entries, head " in capsys.readouterr().out
         assert "" == git(repository, "for-each-ref", "refs/notes")
         assert [".git"] == [path.name for path in repository.iterdir()]
 

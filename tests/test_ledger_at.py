@@ -300,7 +300,7 @@ class TestCommand:
             {"line": LINE, "version": 2, "bundle_id": bundle(2), "share": 0.25},
         ] == document["serving"]
         assert 0 == _cli("ledger", "at", "2026-11-22 12:02:59", "--line", LINE)
-        assert f"{LINE}  v1  100 %" in capsys.readouterr().err
+        assert f"{LINE}  v1  100 %" in capsys.readouterr().out
 
     def test_now_is_what_the_last_entry_says_even_if_its_clock_was_ahead(
         self, home_store: Store, capsys: pytest.CaptureFixture[str]

@@ -398,10 +398,10 @@ def test_a_person_is_told_both_sides_and_when_it_got_slower(yard: Path, capsys: 
     with pytest.raises(SystemExit):
         main(["quantise", *_words(yard, "fine"), "--calls", "30"])
 
-    said = capsys.readouterr().err
+    said, warned = capsys.readouterr()
     assert "accuracy" in said
     assert re.search(r"one row: [\d,]+ us before, [\d,]+ after; graph: [\d,]+ bytes before, [\d,]+ after", said)
-    assert ("warning:" in said) == ("times as long as before" in said)
+    assert ("warning:" in warned) == ("times as long as before" in warned)
 
 
 def test_names_of_other_people_do_not_become_markup(yard: Path, capsys: pytest.CaptureFixture[str]) -> None:

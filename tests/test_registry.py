@@ -705,7 +705,7 @@ class TestS3:
         ("status", "said", "error", "code"),
         [
             (404, "NoSuchKey", SourceError, "missing_bundle"),
-            (404, "NoSuchBucket", SourceError, "missing_bundle"),
+            (404, "NoSuchBucket", SourceError, "missing_storage"),
             (403, "AccessDenied", OutsideError, "artefacts_away"),
         ],
     )

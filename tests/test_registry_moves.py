@@ -208,7 +208,7 @@ class TestPromote:
         with pytest.raises(Refused):
             registry.check_promote(LINE, 1, actor=actor, now=NOW)
 
-    def test_checking_moves_nothing_and_says_what_promoting_would(self, registry: Registry) -> None:
+    def test_checking_moves_nothing_and_says_what_promoting_would(self, registry: Registry, settings: Settings) -> None:
         """The engine asks this before it gives a candidate all the traffic."""
         before = len(entries(registry))
         registry.check_promote(LINE, 1, actor=ENGINE, now=NOW)
@@ -226,6 +226,12 @@ class TestPromote:
         with pytest.raises(Refused) as caught:
             registry.check_promote(LINE, 1, actor=ENGINE, now=NOW + timedelta(hours=2))
         assert "approval_expired" == caught.value.code
+        spoil(settings, 1)
+        registry.check_promote(LINE, 1, actor=APPROVER, evidence={"override": "now"}, now=NOW)
+        for _ in range(2):
+            with pytest.raises(Refused) as caught:
+                registry.check_promote(LINE, 1, actor=ENGINE, now=NOW)
+            assert "approval_void" == caught.value.code
 
     @pytest.mark.parametrize(
         ("state", "code"),
@@ -349,7 +355,7 @@ class TestRollBack:
         assert 7 == entries(registry, "rollback")[-1].evidence["ticket"]
 
     @pytest.mark.parametrize(
-        ("to", "code"), [(3, "never_served"), (9, "never_served"), (2, "already_champion"), (1, "not_to_return")]
+        ("to", "code"), [(3, "never_served"), (9, "unknown_version"), (2, "already_champion"), (1, "not_to_return")]
     )
     def test_a_version_that_cannot_be_returned_to_is_refused(self, to: int, code: str, registry: Registry) -> None:
         promote(registry, 1, 2)

@@ -262,7 +262,7 @@ class TestRecord:
             "all 2 rules passed",
             "approved by bob",
             "t-1: approved",
-            "25 %",
+            "25 %  by ",
             "the chain holds",
         ):
             assert part in text

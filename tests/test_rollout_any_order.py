@@ -83,6 +83,20 @@ def _gateway(**change: Any) -> Callable[[World], Any]:
     return work
 
 
+def _rehearsed(verdict: str) -> Callable[[World], Any]:
+    """Of all candidates: what the registry goes by when it is asked for a promotion."""
+
+    def work(world: World) -> None:
+        for version in (2, 3, 4):
+            bundle_id = world.registry.must(LINE, version).bundle_id
+            ledger.append(
+                world.registry.store, kind="rehearsal", line=LINE, actor="ana", version=version, bundle_id=bundle_id,
+                evidence={"verdict": verdict}, now=world.now,
+            )  # fmt: skip
+
+    return work
+
+
 def _killed(point: str, work: Callable[[World], Any]) -> Callable[[World], Any]:
     """The same in a process that dies at a point, where it comes by it. What it told a gateway in its memory is lost."""
 
@@ -128,6 +142,8 @@ _OTHERS: dict[str, Callable[[World], Any]] = {
     "the gateway is back": _gateway(away=False, stuck=False),
     "somebody moves the weights": _weights_moved,
     "the gateway begins anew": _gateway(percent=0.0),
+    "their rehearsals hold them": _rehearsed("held"),
+    "their rehearsals let them pass": _rehearsed("pass"),
 }
 _steps = st.one_of(
     st.sampled_from(sorted(_COMMANDS)),

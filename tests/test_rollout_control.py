@@ -13,6 +13,7 @@ from esteira import access
 from esteira.access import Actor
 from esteira.errors import ConfigError, Refused
 from esteira.gate import Outcome
+from esteira.release import approvals
 from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import control, engine, files, preconditions, shown
 from esteira.rollout import split as splits
@@ -330,6 +331,76 @@ class TestManual:
         assert "no_report" == caught.value.code
         assert ("running", 10.0) == (world.state.status, world.split.percent)  # type: ignore[union-attr]
 
+    @pytest.mark.parametrize("by", ["a look", "by hand"])
+    def test_what_was_changed_since_it_was_approved_gets_no_more_traffic(self, by: str, world: World) -> None:
+        lia, bob = (Actor(name, role, keyed=True) for name, role in (("lia", "data_scientist"), ("bob", "approver")))
+        version = register(world.registry, make_bundle(world.home.parent / "three", "three"), actor=lia)
+        wanted = world.registry.must(LINE, version)
+        approvals.request(world.registry.store, wanted, actor=lia, policy={}, hours=168, now=world.now)
+        approvals.approve(world.registry, LINE, version, actor=bob, reason="seen", now=world.now)
+        world.to_last_stage()
+        with (world.registry.fetch(wanted) / "card.json").open("a", encoding="utf-8") as card:
+            card.write(" ")
+
+        if by == "a look":
+            for _ in range(2):
+                decision = world.tick()
+                assert decision is not None
+                assert ("hold", "registry") == (decision.action, world.state.alert.partition(":")[0])
+        else:
+            with pytest.raises(Refused) as caught:
+                world.do(control.promote)
+            assert "approval_void" == caught.value.code
+        assert ("running", 50.0) == (world.state.status, world.split.percent)  # type: ignore[union-attr]
+        assert ["approval_void"] == [one.kind for one in world.entries("approval_void")]
+        assert 1 == world.aliases["champion"]
+        world.check()
+
+    @pytest.mark.parametrize("by", ["a look", "by hand"])
+    def test_what_the_registry_refuses_when_the_traffic_moved_goes_back_at_once(
+        self, by: str, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from esteira.registry import Registry
+
+        world.to_last_stage()
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+
+        monkeypatch.setattr(Registry, "promote", refuse)
+        if by == "a look":
+            decision = world.tick()
+            assert decision is not None
+            assert ("inconclusive", Outcome.NO_DATA, 0.0) == (decision.action, decision.outcome, decision.percent)
+            assert "it expired" in decision.reason
+        else:
+            with pytest.raises(Refused) as caught:
+                world.do(control.promote)
+            assert ("not_promoted", True) == (caught.value.code, "it expired" in caught.value.message)
+        assert ("inconclusive", 0.0) == (world.state.status, world.state.percent)
+        assert world.split is None
+        assert [(50.0, 100.0, "promote"), (100.0, 0.0, "inconclusive")] == world.traffic()[-2:]
+        world.check()
+
+    @pytest.mark.parametrize("code", ["outside_storage", "locked"])
+    def test_what_this_machine_does_not_come_by_says_nothing_of_a_candidate(
+        self, code: str, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from esteira.registry import Registry
+
+        world.start()
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise Refused("a bundle is read only from artefact storage, but it lies outside", code=code)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, "promote", refuse)
+            state = world.do(control.promote)
+        assert ("approved", "registry") == (state.status, state.alert.partition(":")[0])
+        world.tick()
+        assert 2 == world.aliases["champion"], "another look makes it"
+        world.check()
+
     def test_a_rollback_takes_the_traffic_and_tells_why(self, world: World) -> None:
         world.start()
         world.feed(3)
@@ -390,6 +461,20 @@ class TestStatus:
         assert ("rolled_back", None) == (seen["status"], seen["verdict"])
         assert "complaints" in seen["reason"]
         assert seen["cooldown_until"]
+
+    @pytest.mark.parametrize("end", [control.rollback, control.promote])
+    def test_an_ended_one_has_its_percent_since_it_ended(self, end: Any, world: World) -> None:
+        world.start()
+        world.now += HOUR
+        if end is control.rollback:
+            world.do(control.pause)
+            world.now += HOUR
+        world.do(end)
+        ended = world.now
+        world.tick(1)
+        seen = shown.status(LINE, settings=world.settings, now=T0 + timedelta(days=2))
+        assert ended.isoformat() == seen["since"]
+        assert 3600 == seen["stage_seconds"], "of its stage, pauses left out, and none after its end"
 
     def test_before_any_unit_nothing_is_invented(self, world: World) -> None:
         world.start()

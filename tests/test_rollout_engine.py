@@ -275,6 +275,23 @@ class TestCourse:
         assert "approved" == world.state.status
         assert {"champion": 2}.items() <= world.aliases.items()
 
+    def test_a_candidate_that_the_registry_refuses_after_all_goes_back(self, world: World) -> None:
+        _refused(world)
+        assert 100.0 == world.split.percent  # type: ignore[union-attr]
+        world.tick()
+
+        assert ("inconclusive", 0.0, None) == (world.state.status, world.state.percent, world.state.cooldown_until)
+        assert world.split is None
+        assert (100.0, 0.0, "inconclusive") == world.traffic()[-1]
+        ended = world.entries("rollout")[-1].evidence
+        assert ("ended", "inconclusive") == (ended["action"], ended["status"])
+        assert "the registry refused the promotion" in ended["reason"]
+        assert "its last rehearsal says: slow" in world.state.alert
+        assert {"champion": 1, "production": 1}.items() <= world.aliases.items()
+        assert "challenger" not in world.aliases
+        world.check()
+        assert world.tick(1) is None, "and it is over"
+
 
 class TestLostState:
     @pytest.mark.parametrize("data", [b"", b'{"schema": 7}', b"{"], ids=["empty", "schema", "cut"])
@@ -411,17 +428,17 @@ class TestOutside:
         world.tick(1)
         assert 1 == world.aliases["champion"]
 
-    def test_an_approved_candidate_that_the_registry_refuses_can_be_rolled_back(
+    def test_an_approved_candidate_whose_promotion_waits_can_be_rolled_back(
         self, world: World, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from esteira.registry import Registry
 
         world.start()
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+        def away(*_: Any, **__: Any) -> None:
+            raise OutsideError("the platform store answers, but it does not", code="store_away")
 
-        monkeypatch.setattr(Registry, "promote", refuse)
+        monkeypatch.setattr(Registry, "promote", away)
         world.do(control.promote)
         assert ("approved", 100.0) == (world.state.status, gateway.percent)
         assert world.state.alert.startswith("registry: ")
@@ -430,6 +447,20 @@ class TestOutside:
         monkeypatch.undo()
         world.tick(1)
         assert 1 == world.aliases["champion"]
+        world.check()
+
+    def test_traffic_that_a_refused_candidate_keeps_is_taken_when_it_can_be(
+        self, world: World, gateway: Gateway
+    ) -> None:
+        _refused(world)
+        gateway.percent, gateway.stuck = 100.0, True
+        world.tick()
+        letter = shown.undone(world.state, LINE)
+        assert letter is not None
+        assert letter["message"].startswith("the candidate may still take traffic: target: ")
+        gateway.stuck = False
+        world.tick(1)
+        assert ("inconclusive", 0.0, 1) == (world.state.status, gateway.percent, world.aliases["champion"])
         world.check()
 
     def test_a_gateway_that_is_away_in_the_middle_of_a_shift_holds_and_is_seen(
@@ -569,6 +600,17 @@ def _bad(world: World) -> None:
     world.now += 5 * HOUR
 
 
+def _refused(world: World) -> None:
+    """All traffic is the candidate's, and meanwhile a rehearsal held it: the registry refuses what it allowed before."""
+    world.to_last_stage()
+    die_at("rollout.before_registry", World(world.settings, now=world.now, target=world.target).tick)
+    store, bundle_id = world.registry.store, world.registry.must(LINE, 2).bundle_id
+    ledger.append(
+        store, kind="rehearsal", line=LINE, actor="ana", version=2, bundle_id=bundle_id,
+        evidence={"verdict": "held", "summary": "slow"}, now=world.now,
+    )  # fmt: skip
+
+
 def _running(world: World) -> None:
     world.start()
     world.tick(1)
@@ -580,6 +622,7 @@ MOVES: dict[str, Move] = {
     "advance": (_up, lambda world: world.tick()),
     "promote": (World.to_last_stage, lambda world: world.tick()),
     "roll_back": (_bad, lambda world: world.tick()),
+    "refused": (_refused, lambda world: world.tick()),
     "pause": (_running, lambda world: world.do(control.pause)),
     "promote_by_hand": (_running, lambda world: world.do(control.promote)),
     "roll_back_by_hand": (_running, lambda world: world.do(control.rollback)),
@@ -601,6 +644,7 @@ KILLS = [
     *[("advance", point) for point in (*_ALWAYS, "rollout.before_registry")],
     *[("promote", point) for point in (*_ALWAYS, *_PROMOTES)],
     *[("roll_back", point) for point in (*_ALWAYS, *_ENDS)],
+    *[("refused", point) for point in (*_ALWAYS, *_ENDS)],
     *[_slow("pause", point) for point in _ALWAYS],
     *[_slow("promote_by_hand", point) for point in ("rollout.before_shift", "promote.before_commit")],
     *[_slow("roll_back_by_hand", point) for point in (*_ALWAYS, *_ENDS)],

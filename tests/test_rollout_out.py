@@ -99,6 +99,14 @@ class TestDatabaseAway:
         assert (10.0, 0.0, "restore") == world.traffic()[-1]
         ended = world.entries("rollout")[-1].evidence
         assert ("ended", "rolled_back", "complaints") == (ended["action"], ended["status"], ended["reason"])
+        for entry in world.entries("rollout", "traffic")[-2:]:
+            said = entry.evidence
+            assert ("rollout", "ana", T0) == (
+                entry.actor,
+                said["decided_by"],
+                datetime.fromisoformat(said["decided_at"]),
+            )
+        assert "roll_back by ana at 2026-01-05T09:00:00" in world.entries("traffic")[-1].evidence["reason"]
         assert "challenger" not in world.aliases
         with pytest.raises(Refused) as caught:
             world.start()
@@ -133,11 +141,18 @@ class TestDatabaseAway:
         world.start()
         gateway.stuck = True
         away = World(world.settings.model_copy(update={"database_url": NOWHERE}), now=world.now, target=gateway)
-        away.do(control.rollback)
+        letter = shown.undone(away.do(control.rollback), LINE)
         assert 10.0 == gateway.percent
+        assert letter is not None
+        assert letter["message"].startswith("the candidate may still take traffic: target: ")
+        assert "ESTEIRA_TARGET" in letter["cure"]
         gateway.stuck = False
         away.tick(1)
         assert 0.0 == gateway.percent, "the database is still away"
+        letter = shown.undone(world.state, LINE)
+        assert letter is not None
+        assert letter["message"].startswith("the candidate takes no traffic any more, but not all is done: ledger: ")
+        assert "ESTEIRA_DATABASE_URL" in letter["cure"]
         world.now = away.now
         world.tick(1)
         assert 0.0 == world.traffic()[-1][1]
@@ -260,12 +275,15 @@ class TestDatabaseRefuses:
     ) -> None:
         world.start()
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+        def away(*_: Any, **__: Any) -> None:
+            raise OutsideError("the platform store answers, but it does not", code="store_away")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "promote", refuse)
-            world.do(control.promote)
+            patch.setattr(Registry, "promote", away)
+            letter = shown.undone(world.do(control.promote), LINE)
+        assert letter is not None
+        assert "not the champion yet: registry: " in letter["message"]
+        assert f"esteira rollback {LINE} --reason TEXT" in letter["cure"]
         _newer(world, "9999")
         assert "rolled_back" == World(world.settings, now=world.now).do(control.rollback).status
         assert world.split is None
@@ -431,16 +449,16 @@ class TestState:
     def test_a_promotion_that_waits_is_not_made_after_it_was_rolled_back(
         self, gone: str, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The state before the roll back is the backup: approved, and its promotion refused."""
+        """The state before the roll back is the backup: approved, and its promotion waits."""
         gateway = Gateway()
         world.target = gateway
         world.start()
 
-        def refuse(*_: Any, **__: Any) -> None:
-            raise Refused("an approval counts for 72 hours, but it expired", code="approval_expired")
+        def away(*_: Any, **__: Any) -> None:
+            raise OutsideError("the platform store answers, but it does not", code="store_away")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Registry, "promote", refuse)
+            patch.setattr(Registry, "promote", away)
             world.do(control.promote)
             gateway.stuck = True
             world.do(control.rollback)
@@ -527,6 +545,14 @@ class TestUnmarkedEnds:
         gateway.stuck = False
         assert "rolled_back" == world.do(control.rollback).status
         assert 0.0 == gateway.percent
+
+    @pytest.mark.parametrize("point", ["rollout.before_shift", "rollout.before_state"])
+    def test_asked_again_where_it_was_cut_off_it_is_still_the_rollout(self, point: str, world: World) -> None:
+        """And not the champion, which who undoes a release would go on to move."""
+        world.start()
+        die_at(point, lambda: World(world.settings, now=world.now).do(control.rollback))
+        assert "rolled_back" == world.do(control.rollback).status
+        assert world.split is None
 
     def test_it_keeps_no_other_line_from_the_target(self, world: World) -> None:
         world.settings = world.settings.model_copy(update={"target": "gateway:ns/route"})

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from esteira.cli.simulate import COMPARED
+from esteira.cli.simulate import COMPARED, lines
 from esteira.errors import ConfigError
 from esteira.rollout import simulate_page
 from esteira.rollout.policies import POLICIES, planned
@@ -408,10 +409,61 @@ def test_one_policy_alone_is_told_alone(tmp_path: Path) -> None:
 
 def test_people_get_a_table(tmp_path: Path) -> None:
     done = command("rollout", "--runs", "2", "--policy", "thresholds", "--scenario", "no_traffic", cwd=tmp_path)
+    head, names, row = done.stdout.splitlines()
 
-    assert "" == done.stdout
-    assert "no_traffic" in done.stderr
-    assert "100.0 %" in done.stderr
+    assert head.startswith("2 runs of each scenario")
+    assert ["promoted", "rolled", "back", "inconclusive", "median", "hours"] == names.split()
+    assert row.startswith("no_traffic")
+    assert "100.0 % (34.2 to 100.0)" in row
+    assert "rollouts in" in done.stderr
+
+
+def test_the_table_tells_of_runs_that_did_not_end() -> None:
+    ended, running = Run(100, "promoted", 90, 0.0), Run(100, "running", MOST_HOURS, 0.0)
+    head, row = lines({"rules": [Row("equal", (ended, running))]})
+
+    assert "running" in head
+    assert 2 == row.count("50.0 % (9.5 to 90.5)")
+
+
+def test_the_traffic_and_the_plan_may_be_named(tmp_path: Path) -> None:
+    few = ("rollout", "--runs", "2", "--policy", "rules", "--scenario", "equal", "--units-per-hour", "5", "--json")
+    plan = ("--option", 'rules={"served": 20, "labelled": 20}')
+    told, planned_so = (json.loads(command(*few, *more, cwd=tmp_path).stdout) for more in ((), plan))
+
+    assert [5] == told["units_per_hour"]
+    assert ["5"] == list(told["scenarios"][0]["by_rate"])
+    assert {} == told["options"]
+    assert {"rules": {"served": 20, "labelled": 20}} == planned_so["options"]
+    assert told["scenarios"] != planned_so["scenarios"]
+
+
+def test_a_policy_that_cannot_decide_in_this_traffic_is_told_with_its_reason(tmp_path: Path) -> None:
+    good = ("rollout", "--runs", "4", "--policy", "flags", "--scenario", "equal", "--scenario", "slow")
+    done = command(*good, cwd=tmp_path)
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+
+    assert 2 == len(notes)
+    for rate, note in zip(RATES, notes, strict=True):
+        assert note.startswith(f"note: flags at {rate} units an hour: all 2 runs of candidates as good or better ended")
+        assert re.search(r"because internal after 96\.0 h, .*: \d{2,3} units served and", note)
+    assert [note.removeprefix("note: ") for note in notes] == json.loads(command(*good, "--json", cwd=tmp_path).stdout)[
+        "notes"
+    ]
+    assert [] == json.loads(command(*good, "--units-per-hour", "4000", "--json", cwd=tmp_path).stdout)["notes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(("--policy", "nope"), "--policy"), (("--option", "foo=1"), "--option foo"), (("--option", "rules=7"), "--option rules")],
+    ids=["policy", "option", "value"],
+)  # fmt: skip
+def test_what_is_said_wrongly_is_wrong_where_it_was_said(
+    arguments: tuple[str, str], where: str, tmp_path: Path
+) -> None:
+    done = command("rollout", *arguments, "--json", cwd=tmp_path, code=2)
+
+    assert where == json.loads(done.stdout)["error"]["where"]
 
 
 @pytest.mark.parametrize(

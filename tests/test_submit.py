@@ -216,10 +216,10 @@ class TestCommand:
         )  # fmt: skip
 
         assert 0 == done.returncode, done.stderr
-        assert "" == done.stdout
-        assert ": released" in done.stderr
+        assert ["run", "run"] == [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
+        assert ": released" in done.stdout
         assert "images are localhost/" in done.stderr
-        assert TOKEN not in done.stderr
+        assert TOKEN not in done.stdout + done.stderr
         assert [] == [path for path in tmp_path.iterdir() if path.name != ".cache"]
 
 

@@ -116,7 +116,7 @@ def read(home: Path) -> dict[str, Key] | None:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             "a key file is as `esteira keys` wrote it, but this one is not",
-            code="bad_keys", where=_FILE, cure="bring back a copy of it; without one remove it, and give out new keys",
+            code="bad_keys", where=_FILE, cure="bring back a copy of it: where the store knows keys, nothing else opens it",
         ) from error  # fmt: skip
     return keys
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import click
 
-from esteira.console import conduct, emit, fail, say
+from esteira.console import conduct, emit, fail, say, show
 
-__all__ = ["COMMANDS", "cli", "emit", "fail", "main", "say"]
+__all__ = ["COMMANDS", "cli", "emit", "fail", "main", "say", "show"]
 
 # name -> (module, what it does): kept here as text, so that `--help` imports nothing else.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 from esteira.console import interruptible
 
 _SHOWN = 10  # rows of the leaderboard, and warnings, that a person is shown
@@ -176,22 +176,22 @@ def _progress(
     with Progress(SpinnerColumn(), Left(), words, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, trials=0, best="-")
 
-        def show(done: int, _trials: int, row: Mapping[str, Any]) -> None:
+        def draw(done: int, _trials: int, row: Mapping[str, Any]) -> None:
             if is_better(row):
                 bar.update(task, best=f"{row['metric']} {row['best']:.5f} ({row['kind']})")
             bar.update(task, trials=done)
 
-        yield show
+        yield draw
 
 
 def _tell(document: Mapping[str, Any]) -> None:
     best = document["best"]
-    say(f"{click.style(best['kind'], bold=True)}: {document['metric']} {document['score']:.5f} out of fold")
+    show(f"{click.style(best['kind'], bold=True)}: {document['metric']} {document['score']:.5f} out of fold")
     # Kinds that were not tried have no number.
     tried = [row for row in document["leaderboard"] if row["number"] is not None]
     for row in tried[:_SHOWN]:
         score = "undefined" if row["score"] is None else f"{row['score']:.5f}"
-        say(f"  {row['number']:>4}  {row['kind']:<24} {score}")
+        show(f"  {row['number']:>4}  {row['kind']:<24} {score}")
     cost = f"{document['bytes']:,} bytes, about {document['row_us']:.0f} us a row"
-    say(f"bundle {document['bundle_id'][:12]} in {document['bundle']}: {cost}; {document['seconds']:.1f} s")
+    show(f"bundle {document['bundle_id'][:12]} in {document['bundle']}: {cost}; {document['seconds']:.1f} s")
     say(f"next: esteira predict --bundle {document['bundle']} --data FILE --out answers.csv")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 from esteira.console import interruptible
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def batch(
     if as_json:
         emit(vars(summary))
     else:
-        _say(summary)
+        _tell(summary)
     return 0 if summary.state == "done" else 1
 
 
@@ -144,11 +144,11 @@ def _progress(*, quiet: bool) -> "Iterator[Callable[[Summary], None]]":
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
-        def show(summary: "Summary") -> None:
+        def draw(summary: "Summary") -> None:
             done = summary.processed + summary.error
             bar.update(task, completed=done, total=summary.rows, description=_told(summary))
 
-        yield show
+        yield draw
 
 
 def _told(summary: "Summary") -> str:
@@ -159,15 +159,15 @@ def _told(summary: "Summary") -> str:
     return f"{rows}{bad}{pace}{left}"
 
 
-def _say(summary: "Summary") -> None:
+def _tell(summary: "Summary") -> None:
     rows = summary.processed + summary.error
-    say(
+    show(
         f"{summary.state}: {rows:,} rows, {summary.processed:,} answered, {summary.error:,} bad, {summary.parts} parts in"
         f" {summary.out}; {summary.seconds:.1f} s"
     )
     for column, rules in summary.warnings.items():
-        say(f"  {column}: {', '.join(f'{rows:,} {rule}' for rule, rows in rules.items())}")
+        show(f"  {column}: {', '.join(f'{rows:,} {rule}' for rule, rows in rules.items())}")
     if summary.errors:
-        say(f"bad rows: {summary.errors}")
+        show(f"bad rows: {summary.errors}")
     if summary.state == "stopped":
         say("the same command goes on from there")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, show
 
 
 @click.command("compile")
@@ -61,11 +61,11 @@ def compile_(line: str | None, out: str, batch: bool, check: bool, as_json: bool
         emit({"files": files, **({"ok": not findings, "findings": findings} if check else {})})
     else:
         for file in files:
-            say(file)
+            show(file)
         for finding in findings:
-            say(
+            show(
                 f"{click.style(finding['rule'], fg='red')}: {finding['file']}, {finding['where']}: {finding['message']}"
             )
         if check and not findings:
-            say(f"checked {len(files)} files: nothing found")
+            show(f"checked {len(files)} files: nothing found")
     return 1 if findings else 0

@@ -75,8 +75,9 @@ CANDIDATES = (
 def demo_release(out: Path | None, seed: int) -> int:
     """Release on a synthetic clock: a good candidate gets through, a bad and an unseen one go back; then undo the good one.
 
-    Nothing outside of a temporary folder is touched, unless --out names another. The last line is one JSON document; the exit
-    code is 1 when a candidate did not end as it should.
+    Nothing outside of a temporary folder is touched, unless --out names another: there the home (ESTEIRA_HOME=OUT/home), the keys
+    of its people (OUT/keys.json) and the release records are kept. The last line is one JSON document; the exit code is 1 when a
+    candidate did not end as it should.
 
     \b
     Example:
@@ -128,11 +129,18 @@ class _Stage:
     random: Random
 
 
+def _keep(keys: Mapping[str, str], path: Path) -> None:
+    """Write the keys down for whoever acts in the home afterwards; only its owner may read them."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+        json.dump(keys, stream, indent=1)
+
+
 def _demo(folder: Path, seed: int) -> dict[str, Any]:
     from esteira import ledger
 
     now = (datetime.now(UTC) - _BACK).replace(minute=0, second=0, microsecond=0)
     stage = _stage(folder, seed, now)
+    _keep(stage.keys, folder / "keys.json")
     say("training four small models on a real table ...")
     bundles = _bundles(folder, [one.columns for one in (FIRST, *CANDIDATES)])
 

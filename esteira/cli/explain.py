@@ -2,7 +2,7 @@
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, show
 
 
 @click.command()
@@ -34,6 +34,6 @@ def explain(run: str, as_json: bool) -> None:
     if as_json:
         emit({"run_id": found.run_id, "line": found.line, "status": found.status, "steps": steps})
         return
-    say(f"{found.line}  run {found.run_id}: {found.status}")
+    show(f"{found.line}  run {found.run_id}: {found.status}")
     for step in steps:
-        say(f"{step['name']:<10} {step['status']:<7} {step['seconds']:6.2f} s  {step['why']}")
+        show(f"{step['name']:<10} {step['status']:<7} {step['seconds']:6.2f} s  {step['why']}")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 if TYPE_CHECKING:
     from esteira.settings import Settings
@@ -47,10 +47,10 @@ def add(name: str, role: str, as_json: bool) -> None:
 
     settings, store = _open()
 
-    def show(key: str) -> None:
+    def tell(key: str) -> None:
         emit({"name": name, "role": role, "key": key}) if as_json else click.echo(key)
 
-    access.give(settings, name, role, store=store, show=show)
+    access.give(settings, name, role, store=store, show=tell)
     if not as_json:
         say(f"{name} ({role}) sets ESTEIRA_KEY to it; it is shown only now")
 
@@ -76,7 +76,7 @@ def ls(as_json: bool) -> None:
         say("no key yet: `esteira keys add NAME --role admin` makes the first")
     else:
         for key in found:
-            say(f"{key['name']:<24} {key['role']:<16} since {key['created_at']}" + (
+            show(f"{key['name']:<24} {key['role']:<16} since {key['created_at']}" + (
                 f", revoked {key['revoked_at']}" if key["revoked_at"] else ""
             ))  # fmt: skip
 
@@ -95,4 +95,4 @@ def revoke(name: str, as_json: bool) -> None:
 
     settings, store = _open()
     key = access.take(settings, name, store=store)
-    emit(key.public()) if as_json else say(f"{name}'s key opens nothing any more")
+    emit(key.public()) if as_json else show(f"{name}'s key opens nothing any more")

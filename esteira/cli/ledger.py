@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from esteira.store import Store
 
 
@@ -45,26 +47,59 @@ def ledger() -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most this many, newest last.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def log(line: str | None, limit: int, as_json: bool) -> None:
-    """Show entries.
+    """Show entries, one a line: what was done, by whom, and why.
 
     \b
     Example:
       esteira ledger log --line tabular --json
     """
+    from esteira import access
     from esteira import ledger as record
+    from esteira.cli.known import require_line
+    from esteira.family import Line
 
-    entries = record.log(_open(line), line=line, limit=limit)
+    # Entries of all lines, such as those about keys, have a name that is none.
+    named = None if line == access.EVERY_LINE else line
+    if named is not None:
+        Line.parse(named)
+    store = _open(line)
+    entries = record.log(store, line=line, limit=limit)
+    if named is not None and not entries:
+        require_line(named, store)
     if as_json:
         emit({"entries": [entry.to_dict() for entry in entries]})
         return
     for entry in entries:
+        said: Any = entry.evidence
+        evidence: dict[str, Any] = said if isinstance(said, dict) else {}
         # Only the name of a key proves who it was.
-        evidence: Any = entry.evidence
-        free = isinstance(evidence, dict) and evidence.get("keyed") is False
-        say(
+        free = " (no key)" if evidence.get("keyed") is False else ""
+        why = next((str(evidence[name]) for name in ("reason", "summary", "what") if evidence.get(name)), "")
+        text = (
             f"{entry.seq:>5}  {entry.at}  {_shown(entry.kind):<16} {_shown(entry.line)} v{entry.version or '-'}"
-            f"  by {_shown(entry.actor)}{' (no key)' if free else ''}  {entry.hash[:12]}"
+            f"  {_shown(_done(entry.kind, evidence)):<20}  by {_shown(entry.actor)}{free}  {entry.hash[:12]}  {_shown(why)}"
         )
+        show(text.rstrip())
+
+
+def _done(kind: str, evidence: "Mapping[str, Any]") -> str:
+    """What an entry says was done, in a few words: its action or verdict, and what went from where to where. Pure."""
+    told = ("action", "status") if evidence.get("action") == "ended" else ("action", "verdict")
+    words = [str(evidence[name]) for name in told if evidence.get(name)]
+    moves = evidence.get("moves")
+    if isinstance(moves, dict):
+        ends = {str(alias): both for alias, both in moves.items() if isinstance(both, list) and len(both) == 2}
+        words.append(", ".join(f"{alias} {_end(left)} -> {_end(taken)}" for alias, (left, taken) in ends.items()))
+    elif "from" in evidence and "to" in evidence:
+        unit = " %" if kind == "traffic" else ""
+        words.append(f"{_end(evidence['from'])} -> {_end(evidence['to'])}{unit}")
+    elif kind == "key":
+        words.append(str(evidence.get("name")))
+    return " ".join(word for word in words if word)
+
+
+def _end(value: Any) -> str:
+    return "-" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 @ledger.command()
@@ -84,6 +119,7 @@ def at(time: str, line: str | None, as_json: bool) -> None:
     from datetime import UTC, datetime
 
     from esteira import ledger as record
+    from esteira.cli.known import require_line
     from esteira.family import Line
 
     now = datetime.now(UTC)
@@ -94,6 +130,8 @@ def at(time: str, line: str | None, as_json: bool) -> None:
     if time.strip().lower() == "now":
         asked = now = record.latest(store, now)
     serving = record.at(store, asked, line)
+    if line is not None and not serving:
+        require_line(line, store)
     told = asked.replace(microsecond=0) if asked.microsecond == 999_999 else asked
     document: dict[str, Any] = {"at": told.isoformat().replace("+00:00", "Z")}
     if told > now:
@@ -102,11 +140,11 @@ def at(time: str, line: str | None, as_json: bool) -> None:
     if as_json:
         emit(document)
         return
-    say(f"at {document['at']}" + (f" ({document['note']})" if "note" in document else ""))
+    show(f"at {document['at']}" + (f" ({document['note']})" if "note" in document else ""))
     for share in serving:
-        say(f"  {share.line}  v{share.version}  {100 * share.share:g} %  bundle {share.bundle_id[:12]}")
+        show(f"  {share.line}  v{share.version}  {100 * share.share:g} %  bundle {share.bundle_id[:12]}")
     if not serving:
-        say("  nothing served")
+        show("  nothing served")
 
 
 @ledger.command()
@@ -124,7 +162,7 @@ def export(out: str, as_json: bool) -> None:
     from esteira import ledger as record
 
     head = record.export(_open(), Path(out))
-    emit(head) if as_json else say(f"{out}: {head}")
+    emit(head) if as_json else show(f"{out}: {head}")
 
 
 @ledger.command()
@@ -156,11 +194,11 @@ def anchor(out: str | None, git_note: bool, as_json: bool) -> None:
     if as_json:
         emit({**vars(made), "out": out, "git_note": commit})
         return
-    say(f"{made.count} entries, head {made.hash}")
+    show(f"{made.count} entries, head {made.hash}")
     if out:
-        say(f"  kept in {out}")
+        show(f"  kept in {out}")
     if commit:
-        say(f"  kept as a git note of {commit[:12]} (esteira ledger verify --git-notes)")
+        show(f"  kept as a git note of {commit[:12]} (esteira ledger verify --git-notes)")
 
 
 @ledger.command()
@@ -215,7 +253,7 @@ def verify(file: str | None, anchors: tuple[str, ...], git_notes: bool, as_json:
             }
         )
     elif verdict.ok:
-        say(f"ok: {verdict.entries} entries, unbroken" + (f", as {len(kept)} anchors say" if kept else ""))
+        show(f"ok: {verdict.entries} entries, unbroken" + (f", as {len(kept)} anchors say" if kept else ""))
     else:
-        say(f"broken at entry {verdict.broken_at}: {verdict.reason}")
+        show(f"broken at entry {verdict.broken_at}: {verdict.reason}")
     return 0 if verdict.ok else 1

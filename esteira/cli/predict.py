@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, show
 
 
 @click.command()
@@ -49,7 +49,7 @@ def predict(bundle: str, data: str, out: str | None, latency: int | None, as_jso
     assert out is not None
     write_answers(Path(out), answers)
     summary = {"rows": len(answers), "out": out, "bundle_id": opened.bundle_id}
-    emit(summary) if as_json else say(f"{len(answers)} answers in {out}")
+    emit(summary) if as_json else show(f"{len(answers)} answers in {out}")
 
 
 def measure(model: Any, rows: Sequence[dict[str, Any]], calls: int) -> dict[str, float]:

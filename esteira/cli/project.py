@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 
 @click.command()
@@ -29,7 +29,7 @@ def init(as_json: bool) -> None:
     if as_json:
         emit({"written": written})
     else:
-        say("nothing to write" if not written else f"wrote {len(written)} entries: " + ", ".join(written[:6]) + " ...")
+        show("nothing to write" if not written else f"wrote {len(written)} entries: " + ", ".join(written[:6]) + " ...")
 
 
 _PARAMS = """\
@@ -59,7 +59,7 @@ def doctor(as_json: bool) -> int:
     else:
         for check in checks:
             mark = click.style("ok  ", fg="green") if check["ok"] else click.style("FAIL", fg="red")
-            say(f"{mark} {check['name']:<22} {check['detail']}")
+            show(f"{mark} {check['name']:<22} {check['detail']}")
     return 0 if all(check["ok"] for check in checks) else 1
 
 
@@ -84,7 +84,7 @@ def data(out: str, pull: bool, push: bool, as_json: bool) -> None:
         if as_json:
             emit({"remote": remote, "pushed" if push else "pulled": "data"})
         else:
-            say(f"data/  {'pushed to' if push else 'pulled from'} DVC's remote {remote}")
+            show(f"data/  {'pushed to' if push else 'pulled from'} DVC's remote {remote}")
         return
     from esteira.datasets import write_data
 
@@ -93,7 +93,7 @@ def data(out: str, pull: bool, push: bool, as_json: bool) -> None:
         emit(files)
     else:
         for file in files:
-            say(f"{file['path']}  {file['rows']} rows, label {file['label']} ({file['task']})")
+            show(f"{file['path']}  {file['rows']} rows, label {file['label']} ({file['task']})")
 
 
 def _exchange(*, push: bool) -> str:
@@ -138,13 +138,13 @@ def families(as_json: bool) -> None:
         emit(found)
     else:
         for family in found:
-            say(f"{family['name']:<20} {family['kind']}")
+            show(f"{family['name']:<20} {family['kind']}")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def lines(as_json: bool) -> None:
-    """List the model lines: champion and state of each.
+    """List the model lines: champion and state of each, and the rollout that is under way.
 
     \b
     Example:
@@ -162,11 +162,31 @@ def lines(as_json: bool) -> None:
     for line in sorted({*last, *registry.lines()}):
         champion = registry.resolve(line)
         state = "production" if champion else {"running": "training"}.get(last[line], last[line])
-        found.append({"line": line, "champion": champion.version if champion else None, "state": state})
+        number = champion.version if champion else None
+        found.append({"line": line, "champion": number, "state": state, "rollout": _rollout(settings.home, line)})
     if as_json:
         emit(found)
     elif not found:
         say("no line yet: `esteira run tabular` opens the first")
     else:
         for entry in found:
-            say(f"{entry['line']:<40} champion {entry['champion'] or '-':<6} {entry['state']}")
+            text = f"{entry['line']:<40} champion {entry['champion'] or '-':<6} {entry['state']}"
+            if (test := entry["rollout"]) is not None:
+                share = "" if test["percent"] is None else f" at {test['percent']:g} %"
+                text += f"  rollout of version {test['version'] or '?'}: {test['status']}{share}"
+            show(text)
+
+
+def _rollout(home: Path, line: str) -> dict[str, Any] | None:
+    """The rollout that is under way by its file alone: candidate, status, percent of the traffic; None without one."""
+    from esteira.errors import Refused
+    from esteira.rollout import files
+    from esteira.rollout.state import under_way
+
+    try:
+        state = files.load(home, line)
+    except Refused:
+        return {"version": None, "status": "unreadable", "percent": None}
+    if state is None or not under_way(state):
+        return None
+    return {"version": state.challenger.version, "status": state.status, "percent": state.percent}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 
 @click.command()
@@ -78,11 +78,11 @@ def quantise(bundle: str, data: str, target: str, out: str, calls: int, as_json:
         return
     ratio = quantised_page.gain(report)
     was, now = report["before"], report["after"]
-    say(said)
-    say(
+    show(said)
+    show(
         f"one row: {was['one_row_us']['answer']['p50']:,.0f} us before, {now['one_row_us']['answer']['p50']:,.0f} after; "
         f"graph: {was['bytes']:,} bytes before, {now['bytes']:,} after"
     )
     if ratio < 1:
         say(f"{click.style('warning:', fg='yellow')} one row takes {1 / ratio:.2f} times as long as before")
-    say(f"bundle {str(bundle_id)[:12]} in {folder / 'bundle'}; {folder / 'report.html'} shows both")
+    show(f"bundle {str(bundle_id)[:12]} in {folder / 'bundle'}; {folder / 'report.html'} shows both")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 if TYPE_CHECKING:
     from esteira.access import Actor
@@ -90,12 +90,14 @@ def ls(
     here = _here(line)
     if identity is not None:
         model = here.registry.model(identity)
-        emit(model) if as_json else say("\n".join(f"{name:<14} {value}" for name, value in model.items()))
+        emit(model) if as_json else show("\n".join(f"{name:<14} {value}" for name, value in model.items()))
         return
     page = here.registry.find(
         line=line, family=family, state=state, alias=alias, model_type=model_type, framework=framework, limit=limit,
         offset=offset,
     )  # fmt: skip
+    if not page.total:
+        _refuse_unknown(here, line, family)
     asked = _asked(here, line)
     models = [{**model, "approval": _told(asked.get((model["line"], model["version"])))} for model in page.models]
     if as_json:
@@ -107,9 +109,20 @@ def ls(
         waits = "" if model["approval"] is None else f"  approval {model['approval']['state']}"
         names = f"  ({', '.join(model['aliases'])})" if model["aliases"] else ""
         age = f"{model['age_seconds'] / 86400:.1f} days"
-        say(f"{model['line']:<32} v{model['version']:<4} {model['state']:<12} {age:>12}{names}{waits}")
+        show(f"{model['line']:<32} v{model['version']:<4} {model['state']:<12} {age:>12}{names}{waits}")
     if page.total > len(models):
         say(f"{len(models)} of {page.total}; --offset {offset + len(models)} shows more")
+
+
+def _refuse_unknown(here: _Here, line: str | None, family: str | None) -> None:
+    """Refuse a name that nothing was found of because there is no such line or family."""
+    from esteira.cli.known import require_line
+    from esteira.family import load_family
+
+    if line is not None:
+        require_line(line, here.registry.store)
+    if family is not None:
+        load_family(family)
 
 
 def _asked(here: _Here, line: str | None) -> "dict[tuple[str, int], Approval]":
@@ -122,14 +135,14 @@ def _told(approval: "Approval | None") -> dict[str, Any] | None:
     return None if approval is None else {key: value for key, value in approval.to_dict().items() if key != "policy"}
 
 
-@release.command()
+@release.command("show")
 @click.argument("line")
 @_version
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write the record as a page to file."
 )
 @_json
-def show(line: str, version: int | None, html: Path | None, as_json: bool) -> None:
+def show_(line: str, version: int | None, html: Path | None, as_json: bool) -> None:
     """The record of VERSION (by default the champion): data, code, gate, rehearsal, approver, shares, what it replaced.
 
     \b
@@ -149,9 +162,9 @@ def show(line: str, version: int | None, html: Path | None, as_json: bool) -> No
         emit(document)
         return
     for text in record.lines(document):
-        say(text)
+        show(text)
     if html is not None:
-        say(f"read: {html}")
+        show(f"read: {html}")
 
 
 @release.command()
@@ -197,7 +210,7 @@ def stage(line: str, version: int | None, reason: str, as_json: bool) -> None:
             }
         )
         return
-    say(f"{line}: version {number} is in staging")
+    show(f"{line}: version {number} is in staging")
     if staged.approval is not None:
         say(f"  next: an approver who did not register it: esteira release approve {line} {number} --reason TEXT")
 
@@ -221,14 +234,15 @@ def approve(line: str, version: int | None, reason: str, as_json: bool) -> None:
 
     here = _here(line)
     wanted, asked = approvals.waiting(here.registry, line, version)
+    tell = say if as_json else show
     for told in _terms(here, wanted, asked):
-        say(told)
+        tell(told)
     given = approvals.approve(here.registry, line, wanted.version, actor=here.actor, reason=reason)
     if as_json:
         emit(given.to_dict())
         return
     until = "" if given.expires_at is None else f" until {given.expires_at.isoformat(timespec='seconds')}"
-    say(f"{line}: version {given.version} is approved by {given.approver}{until}; ledger entry {given.ledger_seq}")
+    show(f"{line}: version {given.version} is approved by {given.approver}{until}; ledger entry {given.ledger_seq}")
     staged = given.policy.get("rollout") == "staged" and here.registry.resolve(line) is not None
     following = (
         f"rollout start {line} --version {given.version}" if staged else f"release promote {line} {given.version}"
@@ -273,7 +287,7 @@ def withdraw(line: str, version: int, reason: str, as_json: bool) -> None:
 
     here = _here(line)
     left = approvals.withdraw(here.registry, line, version, actor=here.actor, reason=reason)
-    emit(left.to_dict()) if as_json else say(f"{line}: the approval of version {version} is void")
+    emit(left.to_dict()) if as_json else show(f"{line}: the approval of version {version} is void")
 
 
 @release.command()
@@ -300,7 +314,7 @@ def promote(line: str, version: int | None, reason: str, override: str | None, a
     if as_json:
         emit({"line": line, "version": number, "bundle_id": moved.bundle_id, "state": moved.state, "previous": former})
         return
-    say(f"{line}: version {number} is the champion" + ("" if former is None else f", after version {former}"))
+    show(f"{line}: version {number} is the champion" + ("" if former is None else f", after version {former}"))
 
 
 def _staged(here: _Here, line: str) -> int:
@@ -364,4 +378,4 @@ def retire(line: str, version: int, reason: str, as_json: bool) -> None:
         archived = None if left.archived_at is None else left.archived_at.isoformat()
         emit({"line": line, "version": version, "state": left.state, "archived_at": archived})
         return
-    say(f"{line}: version {version} is retired")
+    show(f"{line}: version {version} is retired")

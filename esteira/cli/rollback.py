@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esteira.cli import emit, fail, say
+from esteira.cli import emit, fail, show
 
 if TYPE_CHECKING:
     from esteira.registry import Registry
@@ -65,7 +65,7 @@ def rollback(line: str, to: int | None, reason: str, as_json: bool) -> int:
     else:
         what = "its rollout ended" if found["undone"] == "rollout" else "the champion moved"
         entry = "none yet" if found["ledger_entry"] is None else found["ledger_entry"]
-        say(f"{line}: version {found['from']} -> {found['to']}, {what}; ledger entry {entry}")
+        show(f"{line}: version {found['from']} -> {found['to']}, {what}; ledger entry {entry}")
         if error is not None:
             fail(error, as_json=False)
     return 0 if error is None else 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from esteira.cli import emit, fail, say
+from esteira.cli import emit, fail, show
 
 
 @click.group()
@@ -51,9 +51,11 @@ def start(
     Example:
       esteira rollout start tabular --version 3 --reason "trained on October" --option min_samples=500
     """
-    from esteira.rollout import control
+    from esteira.rollout import control, policies
 
-    _do(control.start, line, as_json, reason=reason, version=version, policy=policy, options=_options(options))
+    given = options_of(options)
+    with policies.said_at("--policy" if policy else "", {name: f"--option {name}" for name in given}):
+        _do(control.start, line, as_json, reason=reason, version=version, policy=policy, options=given)
 
 
 @rollout.command()
@@ -68,12 +70,16 @@ def status(line: str, as_json: bool) -> None:
     import contextlib
 
     from esteira import access
+    from esteira.cli.known import require_line
     from esteira.errors import OutsideError
+    from esteira.family import Line
     from esteira.settings import load_settings
 
-    # Whether the store knows the key, too, cannot be asked while it is away; how a rollout stands must be seen then.
+    Line.parse(line)
+    # Whether the store knows the key and the line, too, cannot be asked while it is away; how a rollout stands must be seen then.
     with contextlib.suppress(OutsideError):
         access.reader(load_settings(), line=line)
+        require_line(line)
     _show(line, as_json)
 
 
@@ -124,6 +130,7 @@ def promote(line: str, reason: str, as_json: bool) -> int:
 def rollback(line: str, reason: str, as_json: bool) -> int:
     """Take all traffic from the candidate and end the rollout. The champion stays; `esteira rollback` moves that back too.
 
+    Refused where no rollout is under way; asked again after a rollback it shows that one.
     The exit code is 2 where the traffic could not be taken away, or the ledger could not be told: every look tries again.
 
     \b
@@ -132,25 +139,27 @@ def rollback(line: str, reason: str, as_json: bool) -> int:
     """
     from esteira.rollout import control
 
-    return _do(control.rollback, line, as_json, ends=True, reason=reason)
+    return _do(control.rollback, line, as_json, ends=True, reason=reason, only=True)
 
 
 @rollout.command()
 @_common(reason=False)
-def tick(line: str, as_json: bool) -> None:
-    """Look at the rollout once and do what its policy says; safe to repeat.
+def tick(line: str, as_json: bool) -> int:
+    """Look at the rollout once and do what its policy says; safe to repeat. The exit code is as that of `esteira tick`.
 
     \b
     Example:
       esteira rollout tick tabular
     """
-    from datetime import UTC, datetime
-
-    from esteira.rollout import engine
+    from esteira.cli.known import require_line
+    from esteira.cli.tick import look
     from esteira.settings import load_settings
 
-    decision = engine.tick(line, settings=load_settings(), now=datetime.now(UTC))
+    decision, state, code = look(line, load_settings())
+    if state is None:
+        require_line(line)
     _show(line, as_json, done=None if decision is None else decision.action)
+    return code
 
 
 def _do(action: Callable[..., Any], line: str, as_json: bool, *, ends: bool = False, **told: Any) -> int:
@@ -187,20 +196,20 @@ def _show(line: str, as_json: bool, **more: Any) -> None:
         emit(found)
         return
     if found["status"] == "none":
-        say(f"{line}: no rollout" + (f"; {found['alert']}" if found["alert"] else ""))
+        show(f"{line}: no rollout" + (f"; {found['alert']}" if found["alert"] else ""))
         return
-    say(f"{line}: {found['status']}, candidate {found['percent']:g} % since {found['since'] or '-'}")
+    show(f"{line}: {found['status']}, candidate {found['percent']:g} % since {found['since'] or '-'}")
     for name, arm in found["arms"].items():
-        say(
+        show(
             f"  {name:<9} v{arm['version']}  served {arm['served']}  errors {_share(arm['error_rate'])}  "
             f"labelled {arm['labelled']}  accuracy {_share(arm['accuracy'])}  p95 {_ms(arm['p95_ms'])}"
         )
     if found["verdict"]:
-        say(f"  now: {found['verdict']}, {found['action']}: {found['reason']}")
+        show(f"  now: {found['verdict']}, {found['action']}: {found['reason']}")
     elif found.get("reason"):
-        say(f"  {found['reason']}")
+        show(f"  {found['reason']}")
     if found["alert"]:
-        say(click.style(f"  alert: {found['alert']}", fg="red"))
+        show(click.style(f"  alert: {found['alert']}", fg="red"))
 
 
 def _share(value: float | None) -> str:
@@ -211,7 +220,8 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:g} ms"
 
 
-def _options(texts: Sequence[str]) -> dict[str, Any]:
+def options_of(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--option KEY=JSON` says, given any number of times; a value that is no JSON is text."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

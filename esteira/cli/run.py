@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import click
 
-from esteira.cli import emit, fail, say
+from esteira.cli import emit, fail, say, show
 
 
 @click.command()
@@ -129,21 +129,21 @@ def _tell(result: Any) -> None:
     from pipelines import parity
 
     say("")
-    say(f"{result.line}  run {result.run_id}: {click.style(result.status, bold=True)}")
+    show(f"{result.line}  run {result.run_id}: {click.style(result.status, bold=True)}")
     if result.version is not None:
-        say(f"  version {result.version}  bundle {result.bundle_id[:12]}  {result.bundle}")
+        show(f"  version {result.version}  bundle {result.bundle_id[:12]}  {result.bundle}")
     for key, value in result.metrics.items():
         if value is not None:
             beside = result.baseline.get(key)
-            say(f"  {key:<22} {value:.4f}" + (f"   (constant baseline {beside:.4f})" if beside is not None else ""))
+            show(f"  {key:<22} {value:.4f}" + (f"   (constant baseline {beside:.4f})" if beside is not None else ""))
     for rule in result.gate:
         colour = {"PASS": "green", "FAIL": "red"}.get(rule["outcome"], "yellow")
-        say(f"  {click.style(rule['outcome'], fg=colour):<16} {rule['rule']}")
+        show(f"  {click.style(rule['outcome'], fg=colour):<16} {rule['rule']}")
     for text in parity.summary(result.parity).splitlines():
-        say(f"  {text}")
+        show(f"  {text}")
     pages = sorted(result.folder.glob("*/report.html"))
     for page in pages:
-        say(f"  read: {page}")
+        show(f"  read: {page}")
     if result.status == "released":
         say(f"  next: esteira serve {result.line}")
     elif result.status == "awaiting_approval":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, show
 
 if TYPE_CHECKING:
     from esteira.store import Store
@@ -43,13 +43,13 @@ def list_(line: str | None, as_json: bool) -> None:
         emit([run.to_dict() for run in found])
         return
     for run in found:
-        say(f"{run.run_id}  {run.line:<32} {run.status:<10} v{run.version or '-'}")
+        show(f"{run.run_id}  {run.line:<32} {run.status:<10} v{run.version or '-'}")
 
 
-@runs.command()
+@runs.command("show")
 @click.argument("run_id")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def show(run_id: str, as_json: bool) -> None:
+def show_(run_id: str, as_json: bool) -> None:
     """Show one run: its parameters, steps, trials, metrics.
 
     \b
@@ -66,11 +66,11 @@ def show(run_id: str, as_json: bool) -> None:
         return
     for key, value in document.items():
         if isinstance(value, list):
-            say(f"{key}:")
+            show(f"{key}:")
             for entry in value:
-                say("  " + "  ".join(f"{name}={text}" for name, text in entry.items() if text is not None))
+                show("  " + "  ".join(f"{name}={text}" for name, text in entry.items() if text is not None))
         else:
-            say(f"{key:<12} {value}")
+            show(f"{key:<12} {value}")
 
 
 @runs.command()
@@ -89,6 +89,6 @@ def compare(first: str, second: str, as_json: bool) -> None:
         emit(document)
         return
     for kind, entries in document.items():
-        say(f"{kind}:")
+        show(f"{kind}:")
         for name, values in entries.items() if isinstance(entries, dict) else []:
-            say(f"  {name:<32} {values}")
+            show(f"  {name:<32} {values}")

@@ -1,12 +1,13 @@
 """`esteira submit`: a line to Kubeflow Pipelines, as a run of now or by a schedule."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 
 @click.command()
@@ -86,7 +87,7 @@ def submit(
         if as_json:
             emit({"line": str(wanted), "schedule": name or str(wanted), "removed": removed})
         else:
-            say(f"removed {removed} schedule(s) named {name or wanted}")
+            show(f"removed {removed} schedule(s) named {name or wanted}")
         return 0
     plan = decide(
         line, project=project, source=source, target=target, name=name_of_line, seed=seed,
@@ -117,23 +118,24 @@ def submit(
                 "experiment": experiment,
             }
             code = 0
+            answer = say if as_json else show
             if cron is not None:
                 kept = server.schedule(uploaded, plan, cron=cron, name=name or plan.line, experiment=experiment)
                 document |= {"schedule": name or plan.line, "cron": cron, "change": kept.change}
                 document |= {"id": kept.id, "url": kept.url}
-                say(f"schedule {name or plan.line} {kept.change}: {cron}\n  {kept.url}")
+                answer(f"schedule {name or plan.line} {kept.change}: {cron}\n  {kept.url}")
             else:
                 started = server.run(uploaded, plan, experiment=experiment)
                 document |= {"run_id": started.id, "url": started.url, "status": "submitted"}
-                say(f"run {started.id}\n  {started.url}")
+                answer(f"run {started.id}\n  {started.url}")
             if wait:
-                code = _wait(server, started, every, document)
+                code = _wait(server, started, every, document, answer)
     if as_json:
         emit(document)
     return code
 
 
-def _wait(server: Any, started: Any, every: float, document: dict[str, Any]) -> int:
+def _wait(server: Any, started: Any, every: float, document: dict[str, Any], answer: Callable[[str], None]) -> int:
     """Tell how the run goes until it ended; its outcome goes into the document, its exit code back."""
     from esteira.errors import Refused
 
@@ -152,5 +154,5 @@ def _wait(server: Any, started: Any, every: float, document: dict[str, Any]) -> 
         ) from None
     document |= {"status": outcome.status, "steps": outcome.steps, "message": outcome.message}
     said = f": {outcome.message}" if outcome.message else ""
-    say(f"run {started.id}: {click.style(outcome.status, bold=True)}{said}")
+    answer(f"run {started.id}: {click.style(outcome.status, bold=True)}{said}")
     return int(outcome.exit_code)

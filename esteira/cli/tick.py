@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from esteira.cli import emit, say
+from esteira.cli import emit, say, show
 
 if TYPE_CHECKING:
+    from esteira.registry import Registry
+    from esteira.rollout.state import Decision, Rollout
     from esteira.settings import Settings
 
 _TIDY_SECONDS = 3600.0
@@ -25,8 +27,9 @@ _log = logging.getLogger("esteira.tick")
 def tick(every: float | None, as_json: bool) -> int:
     """Look at the rollouts of all lines and do what their policies say; from cron, or as a loop of its own.
 
-    Safe to kill and to start again. A second one beside it is refused. One look ends with the highest exit code of its lines' errors;
-    a line that somebody else changes at this moment is no error.
+    Safe to kill and to start again. A second one beside it is refused. One look ends with the highest exit code of its lines: an error's,
+    or 2 where the engine's alert says that store, target or disk are away, or that an end is not carried out yet; a line that somebody
+    else changes at this moment is no error.
 
     \b
     Example:
@@ -45,7 +48,7 @@ def tick(every: float | None, as_json: bool) -> int:
             found = looks(settings)
             _tell(found, as_json)
             _tidy(settings)
-            return max((one["exit_code"] for one in found if "error" in one), default=0)
+            return max((one["exit_code"] for one in found), default=0)
         stops = (signal.SIGINT, signal.SIGTERM)
         with interruptible("stopping after this look", numbers=stops) as stopped:
             tidied = -_TIDY_SECONDS
@@ -64,12 +67,12 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     """One look at each line that has a rollout. A line whose look fails is told with its error; the others go on.
 
     Returns:
-        Of each line what was decided, or `error` with its `exit_code`, or `skipped`: who has it in hand at this moment.
+        Of each line its `exit_code` and what was decided, or what an end has yet to carry out (action `settle`), or `error`, or
+        `skipped`: who has it in hand at this moment.
     """
-    from datetime import UTC, datetime
-
     from esteira.errors import EsteiraError
-    from esteira.rollout import engine, files
+    from esteira.rollout import files
+    from esteira.rollout.state import why_ended
 
     lines = files.lines(settings.home)
     if not lines:
@@ -80,10 +83,10 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for line in lines:
         try:
-            decision = engine.tick(line, settings=settings, now=datetime.now(UTC), registry=registry)
+            decision, state, code = look(line, settings, registry)
         except EsteiraError as error:
             if error.code == "locked":
-                found.append({"line": line, "skipped": error.message})
+                found.append({"line": line, "skipped": error.message, "exit_code": 0})
             else:
                 found.append({"line": line, "error": error.to_dict(), "exit_code": error.exit_code})
             continue
@@ -93,20 +96,35 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
             cure = "a fault of ours; esteira rollout tick LINE --debug"
             found.append({"line": line, "error": {**letter, "cure": cure}, "exit_code": 2})
             continue
-        if decision is not None:
-            state = decision.state
+        if state is not None and (decision is not None or code):
             found.append(
                 {
                     "line": line,
-                    "action": decision.action,
+                    "action": "settle" if decision is None else decision.action,
                     "status": state.status,
                     "percent": state.percent,
-                    "verdict": str(decision.outcome),
-                    "reason": decision.reason,
+                    "verdict": None if decision is None else str(decision.outcome),
+                    "reason": why_ended(state) if decision is None else decision.reason,
                     "alert": state.alert,
+                    "exit_code": code,
                 }
             )
     return found
+
+
+def look(
+    line: str, settings: "Settings", registry: "Registry | None" = None
+) -> "tuple[Decision | None, Rollout | None, int]":
+    """One look at one line: what was decided, how its rollout stands, and 2 where the engine could not do all of its part, else 0."""
+    from datetime import UTC, datetime
+
+    from esteira.rollout import alerts, engine, files
+
+    decision = engine.tick(line, settings=settings, now=datetime.now(UTC), registry=registry)
+    state = files.load(settings.home, line) if decision is None else decision.state
+    # Of one that ended before, only what is tried again: that its state was lost once stays to be read.
+    kinds = alerts.UNDONE if decision is None else alerts.ENGINE_ALERTS
+    return decision, state, 2 if state is not None and alerts.alert_kind(state.alert) in kinds else 0
 
 
 def _tidy(settings: "Settings") -> None:
@@ -135,7 +153,7 @@ def _tell(found: list[dict[str, Any]], as_json: bool) -> None:
         if "error" in one:
             say(click.style("error: ", fg="red", bold=True) + f"{one['line']}: {one['error']['message']}")
         elif "skipped" in one:
-            say(f"{one['line']}: not looked at: {one['skipped']}")
+            show(f"{one['line']}: not looked at: {one['skipped']}")
         else:
             alert = f"; alert: {one['alert']}" if one["alert"] else ""
-            say(f"{one['line']}: {one['action']}, {one['status']} at {one['percent']:g} %: {one['reason']}{alert}")
+            show(f"{one['line']}: {one['action']}, {one['status']} at {one['percent']:g} %: {one['reason']}{alert}")

@@ -21,7 +21,7 @@ from esteira import crash, locks
 from esteira.errors import ConfigError, OutsideError, Refused, SourceError
 
 _STALE_SECONDS = 24 * 3600
-_GONE = frozenset({"NoSuchKey", "NoSuchBucket", "NotFound", "404"})  # the ways of storages to say it
+_GONE = frozenset({"NoSuchKey", "NotFound", "404"})  # the ways of storages to say it
 
 
 def bundle_uri(model: str) -> str:
@@ -88,7 +88,8 @@ def fetch(uri: str, bundle_id: str, *, root: str, place: str, home: Path) -> Pat
 
     Raises:
         Refused: the address lies outside of storage, or the content is not the bundle.
-        SourceError: code `missing_bundle`; storage answers, and it is not there.
+        SourceError: code `missing_bundle`; storage answers, and it is not there. Code `missing_storage`; there is no such
+            storage, or it is empty, as the folder is of a disk that is not mounted.
         OutsideError: storage cannot be reached, or may not be read.
     """
     if uri.startswith("s3://"):
@@ -102,6 +103,8 @@ def fetch(uri: str, bundle_id: str, *, root: str, place: str, home: Path) -> Pat
     # Resolved, so that neither `..` nor a link leads out.
     if not folder.resolve().is_relative_to(base):
         raise _outside_storage(uri)
+    if not folder.exists() and not (base.is_dir() and any(base.iterdir())):
+        raise _missing_storage(f"{root[:200]} is empty, or not there")
     bundles.verify(folder, bundle_id)
     return folder
 
@@ -113,7 +116,7 @@ def sealed_id(uri: str, *, root: str) -> str:
 
     Raises:
         Refused: the address lies outside of storage.
-        SourceError: code `missing_bundle`; there is no such bucket.
+        SourceError: code `missing_storage`; there is no such bucket.
         OutsideError: storage cannot be reached, or may not be read.
     """
     if uri.startswith("s3://"):
@@ -161,6 +164,15 @@ def _outside_storage(uri: str) -> Refused:
         code="outside_storage",
         where="ESTEIRA_ARTIFACTS",
         cure="set ESTEIRA_ARTIFACTS to the storage that the version was registered in, or register it anew",
+    )
+
+
+def _missing_storage(found: str) -> SourceError:
+    return SourceError(
+        f"artefacts are read where they were stored, but {found}",
+        code="missing_storage",
+        where="ESTEIRA_ARTIFACTS",
+        cure="see that the disk is mounted, or that the bucket and AWS_ENDPOINT_URL are right",
     )
 
 
@@ -216,12 +228,14 @@ def _s3_errors(wanted: str = "") -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError) as error:
         code = str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+        if wanted and code == "NoSuchBucket":
+            raise _missing_storage(f"storage says {code} of {wanted[:200]}") from error
         if wanted and code in _GONE:
             raise SourceError(
                 f"a bundle stays where it was stored, but storage says {code}",
                 code="missing_bundle",
                 where=wanted,
-                cure="see that the bucket and AWS_ENDPOINT_URL are right; if they are, register the version anew, or serve another one",
+                cure="see that AWS_ENDPOINT_URL is right; if it is, register the version anew, or serve another one",
             ) from error
         raise OutsideError(
             f"artefact storage answers, but it said: {type(error).__name__}: {str(error)[:200]}",

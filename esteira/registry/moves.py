@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from esteira.errors import Refused
+from esteira.errors import NotFound, Refused
 from esteira.release.lifecycle import State
 from esteira.store.records import Version
 
@@ -43,7 +43,8 @@ def basis_of(evidence: Mapping[str, Any], line: str) -> Basis:
         " was given",
         code="no_basis",
         where=line,
-        cure=f"esteira release approve {line}, esteira rollout start {line}, or esteira release promote {line} --override TEXT",
+        cure=f"esteira release approve {line} --reason TEXT, esteira rollout start {line} --reason TEXT, or"
+        f" esteira release promote {line} --reason TEXT --override TEXT",
     )
 
 
@@ -53,6 +54,14 @@ def _counts(basis: Basis, said: Any) -> bool:
     if basis == "policy":
         return said in ASKS_NOBODY
     return isinstance(said, str) and bool(said.strip())
+
+
+def unknown_version(line: str, version: int) -> NotFound:
+    """A line has no version of this number."""
+    return NotFound(
+        f"a version is known by its number, but {line} has no version {version}",
+        code="unknown_version", where=line, cure=f"see `esteira release ls {line}` for what there is",
+    )  # fmt: skip
 
 
 def former_of(champions: Iterable[int], champion: int, version_of: Callable[[int], Version | None]) -> Version | None:
@@ -85,8 +94,9 @@ def target_of(
     """What a roll back returns to.
 
     Raises:
-        Refused: there is no version to return to (code `nothing_before`), the one asked for serves already (code
-            `already_champion`), never served (code `never_served`), or may serve no more (code `not_to_return`).
+        Refused: there is no version to return to (code `nothing_before`); the one asked for is none (code `unknown_version`),
+            serves already (code `already_champion`), never served (code `never_served`), or may serve no more (code
+            `not_to_return`).
     """
     where = line
     if to is None:
@@ -97,7 +107,7 @@ def target_of(
                 f" {champion.version} there is none",
                 code="nothing_before",
                 where=where,
-                cure=f"esteira release ls {line} shows what there is; esteira release promote {line} VERSION takes another one",
+                cure=f"esteira release ls {line} shows what there is; esteira release promote {line} VERSION --reason TEXT takes another",
             )
         return found
     wanted = version_of(to)
@@ -106,10 +116,12 @@ def target_of(
             f"a roll back returns to another version, but version {to} is the champion",
             code="already_champion", where=where, cure="name another version, or none",
         )  # fmt: skip
-    if wanted is None or to not in set(champions):
+    if wanted is None:
+        raise unknown_version(line, to)
+    if to not in set(champions):
         raise Refused(
             f"a roll back returns to a version that served before, but version {to} never did",
-            code="never_served", where=where, cure=f"esteira release promote {line} {to}, or name another version",
+            code="never_served", where=where, cure=f"esteira release promote {line} {to} --reason TEXT, or name another version",
         )  # fmt: skip
     if not may_return(wanted):
         state = "archived" if wanted.archived_at is not None else wanted.state
@@ -117,7 +129,7 @@ def target_of(
             f"a roll back returns to a version that may serve again, but version {to} is {state}",
             code="not_to_return",
             where=where,
-            cure=f"name another version; esteira release stage {line} {to} takes up one that was rolled back",
+            cure=f"name another version; esteira release stage {line} {to} --reason TEXT takes up one that was rolled back",
         )
     return wanted
 

@@ -75,7 +75,7 @@ def _refuse_unknown_test(store: Store, connection: "Connection", wanted: Version
     raise Refused(
         f"a promotion stands on a rollout of its version, but the ledger knows no rollout {test_id[:80]!r} of version"
         f" {wanted.version}",
-        code="no_basis", where=wanted.line, cure=f"esteira rollout start {wanted.line}",
+        code="no_basis", where=wanted.line, cure=f"esteira rollout start {wanted.line} --version {wanted.version} --reason TEXT",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from esteira.errors import ConfigError, NotFound
 from esteira.family import Line
-from esteira.registry import artefacts, catalogue
+from esteira.registry import artefacts, catalogue, moves
 from esteira.registry.catalogue import Page
 from esteira.settings import Settings
 from esteira.store import Store, side_by_side
@@ -53,12 +53,7 @@ class Reading:
         """
         found = self.store.get_version(line, version, connection)
         if found is None:
-            raise NotFound(
-                f"a version is known by its number, but {line} has no version {version}",
-                code="unknown_version",
-                where=line,
-                cure="see `esteira release ls` for what there is",
-            )
+            raise moves.unknown_version(line, version)
         return found
 
     def versions(self, line: str) -> list[Version]:

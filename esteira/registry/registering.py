@@ -159,7 +159,7 @@ class Registering(Showing):
             return
         raise Refused(
             "MLflow gives a version its number, but this process writes nothing to it",
-            code="no_mirror", where=line, cure="register by `esteira run` or `esteira step register`",
+            code="no_mirror", where=line, cure=f"esteira run {line}; or see `esteira step register --help`",
         )  # fmt: skip
 
     def _mirror_version(

@@ -71,7 +71,7 @@ class Registry(Registering):
                 f"alias {alias} follows registration and promotion and is not set by hand",
                 code="bad_alias",
                 where=line,
-                cure=f"esteira release promote {line} {version}",
+                cure=f"esteira release promote {line} {version} --reason TEXT",
             )
         access.require(actor, _SET[alias], line=line, store=self.store, now=now)
         with self.store.begin() as connection:
@@ -144,13 +144,14 @@ class Registry(Registering):
     ) -> None:
         """Whether `promote` would go through at this moment; it raises what that would raise, and moves nothing.
 
+        As there, an artefact that was changed voids what was asked and given for it.
+
         Args:
             evidence: as for `promote`; without it the basis is not asked.
         """
         access.require(actor, "promote", line=line, store=self.store, now=now)
         basis = None if evidence is None else moves.basis_of(evidence, line)
-        if basis == "override":
-            approvals.require_override(self.store, self.must(line, version), actor=actor, now=now)
+        self._require_basis(self.must(line, version), basis, actor, now)
         with self.store.read() as connection:
             wanted = self.must(line, version, connection)
             if self._held(line, connection).get("champion") != version:
@@ -191,13 +192,7 @@ class Registry(Registering):
         approvals.require_reason(reason, line)
         access.require(actor, "promote", line=line, store=self.store, now=now)
         basis = moves.basis_of(evidence, line)
-        wanted = self.must(line, version)
-        asked = approvals.find(self.store, wanted)
-        if basis == "override":
-            approvals.require_override(self.store, wanted, actor=actor, now=now)
-        elif asked is not None and asked.state == "approved":
-            # Reading a bundle takes a while, so it is done before anybody else has to wait.
-            approvals.sound(self, wanted, actor=actor, now=now)
+        self._require_basis(self.must(line, version), basis, actor, now)
         with self.store.begin() as connection:
             self.store.alone(connection)
             at = now or present()
@@ -342,6 +337,15 @@ class Registry(Registering):
 
     # How
 
+    def _require_basis(self, wanted: Version, basis: moves.Basis | None, actor: Actor, now: datetime | None) -> None:
+        """What a promotion asks before its transaction: reading a bundle takes a while, and nobody else is to wait for it."""
+        if basis == "override":
+            approvals.require_override(self.store, wanted, actor=actor, now=now)
+            return
+        asked = approvals.find(self.store, wanted)
+        if asked is not None and asked.state == "approved":
+            approvals.sound(self, wanted, actor=actor, now=now)
+
     def _to_alias(
         self,
         connection: "Connection",
@@ -361,7 +365,8 @@ class Registry(Registering):
                     f"a line tests one challenger at a time, but version {held[alias]} is it",
                     code="challenger_running",
                     where=line,
-                    cure=f"wait until `esteira rollout status {line}` shows its end, or end it: esteira rollout rollback {line}",
+                    cure=f"wait until `esteira rollout status {line}` shows its end, or end it:"
+                    f" esteira rollout rollback {line} --reason TEXT",
                 )
             if held.get("champion") == number:
                 raise Refused(

@@ -346,12 +346,16 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
     """Verify the stored artefact of a version for which somebody asked; a changed one voids what was asked and given (S-40).
 
     Raises:
-        Refused: code `approval_void`; the artefact is not what was registered, or it is gone.
-        OutsideError: storage cannot be reached; nothing is void.
+        Refused: code `approval_void`; the artefact is not what was registered, or storage answers and it is gone. Any other
+            code: this machine does not come by it, as where its settings name another storage (`outside_storage`).
+        SourceError: code `missing_storage`.
+        OutsideError: storage cannot be reached. Only `approval_void` voids.
     """
     try:
         registry.fetch(version)
     except (Refused, SourceError) as error:
+        if not _tells_of_bytes(error):
+            raise
         why = f"the artefact was changed: {error.message}"
         store = registry.store
         with store.begin() as connection:
@@ -364,6 +368,12 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
             where=version.line,
             cure="train and register again; what was approved is no longer there",
         ) from error
+
+
+def _tells_of_bytes(error: Refused | SourceError) -> bool:
+    """Whether an artefact was read and is another, or is gone from a storage that answers; a file that may not be read is neither."""
+    named = error.code.startswith("bundle_") or error.code == "missing_bundle"
+    return named and not isinstance(error.__cause__, OSError)
 
 
 def author_of(store: "Store", version: Version, connection: "Connection | None" = None) -> Author:
@@ -403,7 +413,8 @@ def _waiting(store: "Store", line: str, now: datetime) -> int:
     if not found:
         raise Refused(
             f"an approval answers a request, but nobody asked for one of {line}",
-            code="not_requested", where=line, cure=f"see `esteira release ls {line}`; esteira release stage {line} VERSION asks",
+            code="not_requested", where=line,
+            cure=f"see `esteira release ls {line}`; esteira release stage {line} VERSION --reason TEXT asks",
         )  # fmt: skip
     return found[0]
 

@@ -86,7 +86,7 @@ def require_move(line: str, version: int, before: str, after: str) -> None:
         f"after {before} comes {following}, but version {version} would become {after}",
         code="illegal_move",
         where=line,
-        cure=f"esteira release stage {line} {version}, with a reason"
+        cure=f"esteira release stage {line} {version} --reason TEXT"
         if State(before) is State.ROLLED_BACK
         else "choose another version; see `esteira release ls`",
     )

@@ -101,7 +101,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
         for one in document["rollouts"]
     ]
     found += [
-        f"  traffic     {change['at']}  {100 * change['share']:g} %  {change['reason']}".rstrip()
+        f"  traffic     {change['at']}  {100 * change['share']:g} %  by {change['by']}  {change['reason']}".rstrip()
         for change in document["shares"]
     ]
     if document["replaced"]:

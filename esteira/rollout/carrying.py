@@ -13,7 +13,7 @@ from typing import Any
 
 from esteira import crash, ledger
 from esteira.access import ENGINE, may
-from esteira.errors import EsteiraError, OutsideError
+from esteira.errors import EsteiraError, OutsideError, Refused
 from esteira.gate import Result
 from esteira.release.lifecycle import legal
 from esteira.rollout import alerts, files, moves, shifting, telling
@@ -22,8 +22,14 @@ from esteira.rollout.runtime import Runtime
 from esteira.rollout.state import LIVE, PROMOTED, SETTLED, Rollout, is_settled, promoted_at, taken_before
 
 _DISK = frozenset({"disk_full", "cannot_write"})
+_NOT_OF_IT = frozenset({"outside_storage", "locked"})
+"""Refusals of a promotion that tell of this machine and not of the candidate: another look may make it."""
 
 _log = logging.getLogger("esteira.rollout")
+
+
+class _NotPromoted(Exception):
+    """The registry refuses to make it the champion."""
 
 
 def carry_out(
@@ -117,7 +123,8 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
     """Bring traffic and aliases of an ended rollout to where its end says; as much as can be done now.
 
     An approved candidate becomes the champion, and once the champion's own service had time to load it, takes its traffic
-    as champion. Of any other end all traffic is taken from the candidate. Then it is the challenger no more, and the end is
+    as champion. One that the registry refuses, though it said otherwise before the traffic moved, goes back, and its rollout
+    ends `inconclusive`. Of any other end all traffic is taken from the candidate. Then it is the challenger no more, and the end is
     settled: what splits the traffic is never touched for it again, because another line's rollout may use it next.
 
     Args:
@@ -130,6 +137,8 @@ def settle(run: Runtime, state: Rollout, *, at_once: bool = False) -> Rollout:
         return state
     try:
         why, done = ("", _marked(run, state)) if was_carried_out(run, state) else _settled(run, state, at_once)
+    except _NotPromoted as refused:
+        return _taken_back(run, state, str(refused))
     except Exception as error:  # noqa: BLE001 - as in `carry_out`; what fails by a fault of ours is logged by `said`
         disk = isinstance(error, OutsideError) and error.code in _DISK
         why, done = f"{'disk' if disk else 'ledger'}: {alerts.said(error)}", state
@@ -266,6 +275,17 @@ def _settled(run: Runtime, state: Rollout, at_once: bool) -> tuple[str, Rollout]
     return _last(run, state, "")
 
 
+def _taken_back(run: Runtime, state: Rollout, refusal: str) -> Rollout:
+    """An approved candidate that the registry refuses is no champion, so it does not keep the traffic. Nothing bad was seen of
+    it: it needs no rest."""
+    reason = f"the registry refused the promotion: {refusal}"
+    after = replace(
+        moves.ended(state, run.now, "inconclusive", "inconclusive", run.actor.name, reason), cooldown_until=None
+    )
+    _log.error("%s: %s", run.line, reason)
+    return carry_out(run, state, after, action="inconclusive", reason=reason)
+
+
 def _last(run: Runtime, state: Rollout, why: str) -> tuple[str, Rollout]:
     """What is left when the traffic is where it belongs, and the note that all is done: alert and state."""
     if why:
@@ -284,7 +304,11 @@ def _marked(run: Runtime, state: Rollout) -> Rollout:
 
 
 def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
-    """Make the candidate the champion, unless it became that already: alert and state."""
+    """Make the candidate the champion, unless it became that already: alert and state.
+
+    Raises:
+        _NotPromoted: the registry refuses it.
+    """
     version = state.challenger.version
     if promotion_due(run, state):
         evidence = {"test_id": state.test_id, "at": run.now.isoformat()}
@@ -294,6 +318,8 @@ def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
         try:
             run.registry.promote(run.line, version, actor=actor, reason=reason, evidence=evidence, now=run.now)
         except EsteiraError as error:
+            if isinstance(error, Refused) and error.code not in _NOT_OF_IT:
+                raise _NotPromoted(error.message) from error
             return f"registry: {error.message}", state
     mark = {
         "at": run.now.isoformat(), "action": PROMOTED, "from": 100.0, "to": 100.0, "actor": run.actor.name,

@@ -19,7 +19,7 @@ from esteira.registry import Registry, Version
 from esteira.rollout import alerts, carrying, engine, files, moves, runtime, targets
 from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import path as split_path
-from esteira.rollout.state import LIVE, Rollout, Side, is_settled, promoted_at, under_way
+from esteira.rollout.state import LIVE, Rollout, Side, is_settled, promoted_at, under_way, why_ended
 from esteira.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def pause(
     with _opened(line, settings, now, actor, f"pausing the rollout of {line}", target, registry) as run:
         state = _live(run, reason)
         if state.status == "paused":
-            raise _not_now(line, "is paused already", "esteira rollout resume")
+            raise _not_now(line, "is paused already", f"esteira rollout resume {line} --reason TEXT")
         after = moves.paused(state, now, actor.name, reason)
         return carrying.carry_out(run, state, after, action="pause", reason=reason)
 
@@ -148,7 +148,7 @@ def resume(
     with _opened(line, settings, now, actor, f"resuming the rollout of {line}", target, registry) as run:
         state = _live(run, reason)
         if state.status != "paused":
-            raise _not_now(line, "is not paused", "esteira rollout status", code="not_paused")
+            raise _not_now(line, "is not paused", f"see `esteira rollout status {line}`", code="not_paused")
         after = moves.resumed(state, now, actor.name, reason)
         return carrying.carry_out(run, state, after, action="resume", reason=reason)
 
@@ -160,13 +160,14 @@ def promote(
     """Make the candidate of a running rollout the champion, whatever its policy says of it by now.
 
     Raises:
-        Refused: code `no_rollout`, `paused`, `not_allowed`, or what the registry refuses; nothing has changed.
+        Refused: code `no_rollout`, `paused`, `not_allowed`, or what the registry refuses; nothing has changed. Code
+            `not_promoted`: it refused when the traffic had moved, so the rollout ended and the champion takes it again.
         OutsideError: the traffic could not be moved; the candidate keeps the share that it had.
     """
     with _opened(line, settings, now, actor, f"promoting the candidate of {line}", target, registry) as run:
         state = _live(run, reason, action="promote")
         if state.status == "paused":
-            raise _not_now(line, "is paused", "esteira rollout resume")
+            raise _not_now(line, "is paused", f"esteira rollout resume {line} --reason TEXT")
         basis = {"test_id": state.test_id}
         run.registry.check_promote(line, state.challenger.version, actor=actor, evidence=basis, now=now)
         after = moves.ended(_measured(run, state), now, "approved", "promote", actor.name, reason)
@@ -176,14 +177,22 @@ def promote(
                 f"a candidate is promoted when it can take the traffic, but {kept.alert}",
                 code="target_away", where=line, cure="see that what ESTEIRA_TARGET names is up, then promote again",
             )  # fmt: skip
+        if kept.status == "inconclusive" and alerts.alert_kind(kept.alert) not in alerts.UNDONE:
+            raise Refused(
+                f"a candidate is promoted when the registry takes it, but {why_ended(kept)}",
+                code="not_promoted", where=line, cure=f"do what it asks for, then: esteira rollout start {line} --reason TEXT",
+            )  # fmt: skip
         return kept
 
 
 def rollback(
     line: str, *, settings: Settings, now: datetime, actor: Actor, reason: str,
-    target: targets.Target | None = None, registry: Registry | None = None,
+    target: targets.Target | None = None, registry: Registry | None = None, only: bool = False,
 ) -> Rollout | None:  # fmt: skip
     """Take all traffic from the candidate and end its rollout; a state that cannot be read does not stand in the way.
+
+    Args:
+        only: this is all that is asked for, so that nothing to end is refused; but not where the last one was rolled back.
 
     Returns:
         The state as it is now, with an alert (`undone`) where the target or the ledger could not be reached: then every look
@@ -191,21 +200,22 @@ def rollback(
         to move that. None where there was nothing to end.
 
     Raises:
-        Refused: code `not_allowed`.
+        Refused: code `not_allowed`, or `no_rollout`.
     """
     reason = _reason(reason)
     what = f"rolling back the rollout of {line}"
     with _opened(line, settings, now, actor, what, target, registry, way_out=True) as run:
         # The store is asked where it must be only: the way out is open while the database is away.
         access.require(actor, "roll_back", line=line, store=lambda: run.store, now=now)
-        after = _rolled_back(run, reason)
+        after = _rolled_back(run, reason, only)
         if after is None or not run.unlocked or alerts.alert_kind(after.alert) in alerts.UNDONE:
             return after
         return replace(after, alert=alerts.joined(run.unlocked, after.alert))
 
 
-def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
+def _rolled_back(run: Runtime, reason: str, only: bool) -> Rollout | None:
     try:
+        former = files.load(run.home, run.line)
         state = _last_known(run)
     except Refused as error:
         decision = engine.lost(run, error.message)
@@ -217,14 +227,21 @@ def _rolled_back(run: Runtime, reason: str) -> Rollout | None:
         if (decision := engine.look(run)) is not None:
             return decision.state
     else:
-        through = _through(run, state)
+        # What this very call finished, such as a roll back that was cut off, was not carried out before it.
+        through = state == former and _through(run, state)
         after = carrying.settle(run, state, at_once=True)
         if alerts.alert_kind(after.alert) in alerts.UNDONE:
             return after
         if state.status != "approved" and not through:
             # Asked again because the first time could not be carried out; it is still this rollout that is meant.
             return after
-    _drop_stale(run, state, reason)
+    dropped = _drop_stale(run, state, reason)
+    if only and not dropped and (state is None or state.status != "rolled_back"):
+        raise Refused(
+            f"a rollout that is under way can be rolled back, but {_none_live(state)}",
+            code="no_rollout", where=run.line,
+            cure=f"`esteira rollback {run.line} --reason TEXT` takes back the champion's release, if that is meant",
+        )  # fmt: skip
     return None
 
 
@@ -252,7 +269,7 @@ def _reason(text: str) -> str:
 def _not_now(line: str, found: str, cure: str, *, code: str = "paused") -> Refused:
     return Refused(
         f"what is asked for does not fit where the rollout stands: it {found}",
-        code=code, where=line, cure=f"{cure} {line}",
+        code=code, where=line, cure=cure,
     )  # fmt: skip
 
 
@@ -262,12 +279,15 @@ def _live(run: Runtime, reason: str, action: str = "rollout") -> Rollout:
     access.require(run.actor, action, line=run.line, store=lambda: run.store, now=run.now)
     state = carrying.recover(run)
     if state is None or state.status not in LIVE:
-        found = "there is none" if state is None else f"the last one ended as {state.status}"
         raise Refused(
-            f"a rollout that is under way can be changed, but {found}",
+            f"a rollout that is under way can be changed, but {_none_live(state)}",
             code="no_rollout", where=run.line, cure=f"see `esteira rollout status {run.line}`, or start one",
         )  # fmt: skip
     return state
+
+
+def _none_live(state: Rollout | None) -> str:
+    return "there is none" if state is None else f"the last one ended as {state.status}"
 
 
 def _last_known(run: Runtime) -> Rollout | None:
@@ -276,7 +296,6 @@ def _last_known(run: Runtime) -> Rollout | None:
     Raises:
         Refused: code `bad_rollout_state`.
     """
-    files.load(run.home, run.line)
     try:
         return carrying.recover(run)
     except Exception as error:  # noqa: BLE001 - whatever the store raises, it cannot be asked
@@ -317,7 +336,7 @@ def _sides(run: Runtime, number: int | None) -> tuple[Version, Version]:
     if champion is None:
         raise Refused(
             "a rollout compares with a champion, but the line has none",
-            code="no_champion", where=run.line, cure="release a first version by `esteira release promote`",
+            code="no_champion", where=run.line, cure=f"release a first version: esteira release promote {run.line} --reason TEXT",
         )  # fmt: skip
     if number is None:
         found = run.registry.resolve(run.line, "staging") or run.registry.resolve(run.line, "candidate")
@@ -337,11 +356,13 @@ def _sides(run: Runtime, number: int | None) -> tuple[Version, Version]:
     return champion, found
 
 
-def _drop_stale(run: Runtime, state: Rollout | None, reason: str) -> None:
-    """A challenger of no rollout is left over from a start that was cut off before it was recorded."""
+def _drop_stale(run: Runtime, state: Rollout | None, reason: str) -> bool:
+    """A challenger of no rollout is left over from a start that was cut off before it was recorded. Whether there was one."""
     found = run.registry.resolve(run.line, "challenger")
-    if found is not None and (state is None or found.version != state.challenger.version):
-        run.registry.drop_alias(run.line, "challenger", actor=run.actor, reason=reason, now=run.now)
+    if found is None or (state is not None and found.version == state.challenger.version):
+        return False
+    run.registry.drop_alias(run.line, "challenger", actor=run.actor, reason=reason, now=run.now)
+    return True
 
 
 def _own_options(release: "ReleasePolicy", name: str) -> dict[str, Any]:

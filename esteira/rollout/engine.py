@@ -20,7 +20,7 @@ from esteira.rollout import split as splits
 from esteira.rollout.policies import make
 from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import Split
-from esteira.rollout.state import LIVE, Action, Decision, Policy, Rollout, Side, Status, under_way
+from esteira.rollout.state import LIVE, Action, Decision, Policy, Rollout, Side, Status, under_way, why_ended
 from esteira.settings import Settings
 
 _UP: frozenset[Action] = frozenset({"advance", "promote"})
@@ -152,6 +152,8 @@ def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
     )
     if after.status == state.status and after.stage == state.stage and after.percent == state.percent:
         return _hold(after, f"{decision.action} has to wait: {after.alert}")
+    if after.status == "inconclusive":
+        return Decision("inconclusive", after.percent, Outcome.NO_DATA, why_ended(after), (), after)
     return replace(decision, state=after, percent=after.percent)
 
 

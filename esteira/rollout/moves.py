@@ -131,8 +131,14 @@ def inconclusive(
 def ended(state: Rollout, now: datetime, status: Status, action: str, actor: str, reason: str) -> Rollout:
     """The same at an end that no policy decided; it may have been paused."""
     end = _end(status, now)
+    history = _more(state, now, action, end["percent"], actor, reason)
     return state.changed(
-        {**end, "paused_at": None, "history": _more(state, now, action, end["percent"], actor, reason)}
+        {
+            **end,
+            "paused_at": None,
+            "paused_seconds": state.paused_seconds + _away(state, now).total_seconds(),
+            "history": history,
+        }
     )
 
 
@@ -152,7 +158,7 @@ def paused(state: Rollout, now: datetime, actor: str, reason: str) -> Rollout:
 
 def resumed(state: Rollout, now: datetime, actor: str, reason: str) -> Rollout:
     """The same, running on: neither the stage's time nor the hour since the last look counts the pause (H-42)."""
-    away = max(timedelta(0), now - (state.paused_at or now))
+    away = _away(state, now)
     return replace(
         state,
         status="running",
@@ -161,6 +167,11 @@ def resumed(state: Rollout, now: datetime, actor: str, reason: str) -> Rollout:
         judged_at=None if state.judged_at is None else state.judged_at + away,
         history=_more(state, now, "resume", state.percent, actor, reason),
     )
+
+
+def _away(state: Rollout, now: datetime) -> timedelta:
+    """How long it is paused by now; nothing where it is not."""
+    return max(timedelta(0), now - (state.paused_at or now))
 
 
 def noted(state: Rollout, now: datetime, action: str, to: float, actor: str, reason: str) -> Rollout:

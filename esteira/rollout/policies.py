@@ -1,7 +1,8 @@
 """The policies by name. A policy is imported when it is asked for, so that naming one costs nothing."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from esteira.errors import ConfigError
@@ -84,7 +85,7 @@ def planned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if odd := sorted(set(options) - takes):
         raise ConfigError(
             f"the policy {name} takes {' and '.join(sorted(takes)) or 'no options'}, but got {', '.join(map(str, odd))}"[:300],
-            code="unknown_option", where="deploy.rollout_options",
+            code="unknown_option", where=_place(odd[0]),
             cure='see docs/release.md for the options of each policy; a number of the rules is given as {"rules": {...}}',
         )  # fmt: skip
     try:
@@ -96,6 +97,28 @@ def planned(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         ) from error  # fmt: skip
     ready: dict[str, Any] = dict(options) if plan is None else plan(options)
     return ready
+
+
+def _place(option: str) -> str:
+    """Where params.yaml has an option."""
+    return f"deploy.rollout_options.{option}"[:120]
+
+
+@contextlib.contextmanager
+def said_at(policy: str, options: Mapping[str, str]) -> Iterator[None]:
+    """Let a refusal name the place where a person said what is refused; by itself it names that of params.yaml.
+
+    Args:
+        policy: where they named the policy, such as `--policy`; empty where they did not.
+        options: option that they gave -> where, such as `--option rules`.
+    """
+    said = {_place(name): place for name, place in options.items()}
+    said |= {"deploy.rollout_policy": policy, "deploy.min_samples": options.get("min_samples", "")}
+    try:
+        yield
+    except ConfigError as error:
+        error.where = said.get(error.where) or error.where
+        raise
 
 
 def needs(name: str, plan: Mapping[str, Any]) -> str:

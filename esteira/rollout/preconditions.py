@@ -129,7 +129,7 @@ def require(
         code="preconditions",
         where=f"{version.line}, version {version.version}",
         cure="train on more or real data and let the gate judge it; a small line may say --option min_samples=N, or before its next"
-        f" run deploy.min_samples in params.yaml; esteira release stage {version.line} {version.version} rehearses it",
+        f" run deploy.min_samples in params.yaml; esteira release stage {version.line} {version.version} --reason TEXT rehearses it",
     )
 
 

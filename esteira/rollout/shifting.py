@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from esteira.errors import EsteiraError, OutsideError
+from esteira.rollout import alerts, telling
 from esteira.rollout import split as splits
-from esteira.rollout import telling
 from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import Split
 from esteira.rollout.state import Rollout
@@ -64,6 +64,8 @@ def reconcile(run: Runtime, state: Rollout) -> str:
     more = share > wanted + _TOLERANCE or (wanted == 0 < share)
     # What is too much is taken away first: that must not hang on a ledger that can be read.
     why = shift(run, expected) if more else ""
+    if why:
+        return _told(run, state, share, why)
     last = telling.recorded_traffic(run, state)
     said = float(last["to"]) if last else 0.0
     in_place = splits.read(splits.path(run.home, run.line)) == expected
@@ -72,13 +74,8 @@ def reconcile(run: Runtime, state: Rollout) -> str:
             telling.note_late(run, state, said)
         return ""
     if more:
-        if not why:
-            telling.note_traffic(
-                run, state, share, wanted, "restore", f"{run.target.name} gave the candidate {share:g} %"
-            )
-        elif not _close(said, share):
-            telling.note_traffic(run, state, said, share, "hold", why)
-        return why
+        telling.note_traffic(run, state, share, wanted, "restore", f"{run.target.name} gave the candidate {share:g} %")
+        return ""
     if soon := too_soon(run, state):
         return soon
     if not (_close(share, wanted) and _close(said, wanted)):
@@ -86,6 +83,18 @@ def reconcile(run: Runtime, state: Rollout) -> str:
     why = shift(run, expected)
     if why:
         telling.note_traffic(run, state, wanted, share, "hold", why)
+    return why
+
+
+def _told(run: Runtime, state: Rollout, share: float, why: str) -> str:
+    """Tell the ledger what could not be taken away; with the ledger away, too, that it still takes it is what stands first."""
+    try:
+        last = telling.recorded_traffic(run, state)
+        said = float(last["to"]) if last else 0.0
+        if not _close(said, share):
+            telling.note_traffic(run, state, said, share, "hold", why)
+    except Exception as error:  # noqa: BLE001 - whatever the store raises, it hides nothing
+        return alerts.joined(why, f"ledger: {alerts.said(error)}")
     return why
 
 

@@ -10,7 +10,7 @@ from esteira.registry import Registry
 from esteira.rollout import alerts, engine, files, targets
 from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import side_dict
-from esteira.rollout.state import LIVE, Rollout, under_way, why_ended
+from esteira.rollout.state import LIVE, Rollout, ended_at, promoted_at, under_way, why_ended
 from esteira.rollout.sums import ArmName, Sums
 from esteira.settings import Settings
 
@@ -22,7 +22,8 @@ def status(
     """Where a line's rollout stands, as JSON values; changes nothing.
 
     Returns:
-        `status` (of the state; `none` without one, `unreadable` where it cannot be read), `percent`, `since` (of the stage),
+        `status` (of the state; `none` without one, `unreadable` where it cannot be read), `percent`, `since` (of the stage,
+        and once it ended of its end),
         `arms` (candidate and control: version and what they did, in this stage and in all), `verdict` (PASS, FAIL or NO_DATA,
         of a look that were made now; null once it ended), and what explains them. With the store away, by what the last look
         saw, and with an alert that says so.
@@ -62,14 +63,37 @@ def status(
 
 def undone(state: Rollout | None, line: str) -> dict[str, str] | None:
     """What was decided and could not be carried out yet, as a letter (code `not_carried_out`); None where all is done. Pure."""
-    if state is None or alerts.alert_kind(state.alert) not in alerts.UNDONE:
+    kind = "" if state is None else alerts.alert_kind(state.alert)
+    if state is None or kind not in alerts.UNDONE:
         return None
+    cure = _CURES[kind]
+    if state.status == "approved" and promoted_at(state) is None:
+        cure = f"{cure}; `esteira rollback {line} --reason TEXT` takes the traffic back at once"
     return {
         "code": "not_carried_out",
-        "message": f"what was decided is carried out, but {state.alert}",
+        "message": f"{_takes(state, kind)}: {state.alert}",
         "where": line,
-        "cure": "each look of `esteira tick` tries again; see that what the alert names is up",
+        "cure": f"{cure}; each look of `esteira tick` tries again",
     }
+
+
+_CURES = {
+    "target": "see that what ESTEIRA_TARGET names is up, or take the share away there by hand",
+    "registry": "see that platform store and artefact storage (ESTEIRA_DATABASE_URL, ESTEIRA_ARTIFACTS) are up, and the line's own",
+    "ledger": "see that the platform store (ESTEIRA_DATABASE_URL) is up, which holds the ledger",
+    "disk": "make room in ESTEIRA_HOME, and see who may write there",
+}
+
+
+def _takes(state: Rollout, kind: str) -> str:
+    """Whether the candidate takes traffic where an end could not be carried out, for who is woken by it. Pure."""
+    if state.status == "approved":
+        if promoted_at(state) is None:
+            return "the candidate may take all of the traffic and is not the champion yet"
+        return "the candidate is the champion, but not all is done"
+    if kind == "target":
+        return "the candidate may still take traffic"
+    return "the candidate takes no traffic any more, but not all is done"
 
 
 def described(state: Rollout, now: datetime) -> dict[str, Any]:
@@ -90,6 +114,7 @@ def described(state: Rollout, now: datetime) -> dict[str, Any]:
             look["reason"] = error.message if isinstance(error, EsteiraError) else f"{type(error).__name__}: {error}"
     else:
         look["reason"] = why_ended(state)
+    ended = ended_at(state)
     arms = {
         "candidate": {**side_dict(state.challenger), **_arm(state, "candidate")},
         "control": {**side_dict(state.champion), **_arm(state, "control")},
@@ -99,13 +124,13 @@ def described(state: Rollout, now: datetime) -> dict[str, Any]:
         "test_id": state.test_id,
         "status": state.status,
         "percent": state.percent,
-        "since": state.stage_at.isoformat(),
+        "since": (ended or state.stage_at).isoformat(),
         "arms": arms,
         **look,
         "alert": state.alert,
         "policy": state.policy,
         "stage": state.stage,
-        "stage_seconds": state.seconds(now),
+        "stage_seconds": state.seconds(ended or now),
         "started_at": state.started_at.isoformat(),
         "paused_at": None if state.paused_at is None else state.paused_at.isoformat(),
         "looked_at": None if state.looked_at is None else state.looked_at.isoformat(),

@@ -4,8 +4,9 @@ Pure but for the processes it starts: the same seed gives the same figures, in a
 run's traffic depends on seed, scenario and run alone. All policies see the same traffic: each hour is drawn in bands of the router's
 buckets, for either version, and a share takes the bands below it, as the sticky router of H-40 does.
 
-Traffic: 100 units an hour in every other run and 400 in the rest, Poisson, with a day's rise and fall; base accuracy 0.75; one error in
-200; latency lognormal with a median of 30 ms. Looks are hourly. Every unit is labelled in the end, unless it was an error.
+Traffic: 100 units an hour in every other run and 400 in the rest, unless said otherwise; Poisson, with a day's rise and fall; base
+accuracy 0.75; one error in 200; latency lognormal with a median of 30 ms. Looks are hourly. Every unit is labelled in the end, unless
+it was an error.
 """
 
 import ctypes
@@ -36,7 +37,7 @@ Ending = Literal["promoted", "rolled_back", "inconclusive", "running"]
 ENDINGS: tuple[Ending, ...] = ("promoted", "rolled_back", "inconclusive", "running")
 _ENDED: Mapping[str, Ending] = {"promote": "promoted", "roll_back": "rolled_back", "inconclusive": "inconclusive"}
 RATES = (100, 400)
-"""Units an hour, all of them labelled in the end; run number n takes the one at n modulo 2."""
+"""Units an hour, all of them labelled in the end; run number n takes the one at n modulo their number."""
 MOST_HOURS = 600
 """Longer than the longest rollout of H-43, 4 times 144 h; one that lasts longer, or than its policy's `longest`, is told as `running`."""
 SHARES = (10.0, 25.0, 50.0, 100.0)
@@ -131,6 +132,16 @@ class Row:
         hours = [run.hours for run in self.runs if run.ending != "running"]
         return float(statistics.median(hours)) if hours else None
 
+    @property
+    def rates(self) -> list[int]:
+        """Units an hour that its runs had, ascending."""
+        return sorted({run.rate for run in self.runs})
+
+    def share(self, ending: Ending) -> tuple[float, float, float]:
+        """Of the runs, at least one, that ended so; and its 95 % interval (Wilson)."""
+        count, runs = self.count(ending), len(self.runs)
+        return (count / runs, *wilson(count, runs))
+
     def of_rate(self, rate: int) -> "Row":
         """The same of the runs at this many units an hour."""
         return Row(self.scenario, tuple(run for run in self.runs if run.rate == rate))
@@ -139,7 +150,7 @@ class Row:
         """As JSON values: counts, shares with their 95 % intervals (Wilson), hours, harm; `by_rate` the same a rate."""
         return {
             **self._told(),
-            "by_rate": {str(rate): self.of_rate(rate)._told() for rate in RATES if self.of_rate(rate).runs},
+            "by_rate": {str(rate): self.of_rate(rate)._told() for rate in self.rates},
         }
 
     def _told(self) -> dict[str, Any]:
@@ -166,10 +177,13 @@ class Stream:
     Args:
         seed, run: 0 or more.
         shares: percent that stages may have, ascending; the last is 100.
+        rates: units an hour, of which the run takes one; see RATES.
     """
 
-    def __init__(self, scenario: Scenario, seed: int, run: int, shares: tuple[float, ...] = SHARES) -> None:
-        self.scenario, self.rate, self.shares = scenario, RATES[run % len(RATES)], shares
+    def __init__(
+        self, scenario: Scenario, seed: int, run: int, shares: tuple[float, ...] = SHARES, rates: Sequence[int] = RATES
+    ) -> None:
+        self.scenario, self.rate, self.shares = scenario, rates[run % len(rates)], shares
         self.buckets, self._shape = _latencies(scenario.slower)
         self._widths = np.diff(np.array([0.0, *shares])) / 100
         # Lengths go first, so that no two of these are the same numbers in another grouping.
@@ -321,6 +335,11 @@ def play(policy: Policy, stream: Stream, options: Mapping[str, Any] | None = Non
     Raises:
         ConfigError: a stage has a share that the stream does not have (`unknown_share`).
     """
+    return _played(policy, stream, options)[0]
+
+
+def _played(policy: Policy, stream: Stream, options: Mapping[str, Any] | None) -> tuple[Run, str]:
+    """The run, and why it ended."""
     scenario = stream.scenario
     state = Rollout(
         test_id="simulated", line="simulated", policy=policy.name, champion=Side(1, "champion"),
@@ -330,18 +349,19 @@ def play(policy: Policy, stream: Stream, options: Mapping[str, Any] | None = Non
     stages = {state.stage: _Stage(stream, 0, _place(stream, state.percent))}
     loss = max(0.0, -scenario.lift) + scenario.errors
     ending: Ending = "running"
+    reason = ""
     for hours in range(1, math.ceil(max(MOST_HOURS, getattr(policy, "longest", 0))) + 1):
         sums = {stage: passing.sums(hours) for stage, passing in stages.items()}
         decision = policy.decide(state.with_sums(sums), START + timedelta(hours=hours))
         if decision.action in _ENDED:
-            ending = _ENDED[decision.action]
+            ending, reason = _ENDED[decision.action], decision.reason
             break
         if decision.state.stage != state.stage:
             stages[state.stage].ended = hours
             stages[decision.state.stage] = _Stage(stream, hours, _place(stream, decision.percent))
         state = decision.state
     harm = loss * sum(passing.sums(hours)["candidate"].served for passing in stages.values())
-    return Run(stream.rate, ending, hours, harm)
+    return Run(stream.rate, ending, hours, harm), reason
 
 
 def _place(stream: Stream, percent: float) -> int:
@@ -363,7 +383,7 @@ def shares_of(policies: Iterable[Policy]) -> tuple[float, ...]:
 
 def simulate(
     policies: Mapping[str, Policy], *, runs: int, seed: int = 0, scenarios: Sequence[Scenario] = SCENARIOS,
-    options: Mapping[str, Mapping[str, Any]] | None = None, workers: int = 1,
+    options: Mapping[str, Mapping[str, Any]] | None = None, rates: Sequence[int] = RATES, workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[Row]]:  # fmt: skip
     """Policy -> a row for each scenario, in their order.
@@ -372,6 +392,7 @@ def simulate(
         policies: by the name that the result has for them; all see the same traffic.
         runs: of each scenario.
         options: policy -> the plan it needs.
+        rates: units an hour, by turns.
         workers: processes; with one, everything happens in this one.
         progress: called with the rollouts done and all that there are.
 
@@ -396,9 +417,11 @@ def simulate(
 
     if workers <= 1:
         for batch in batches:
-            keep(batch, _play_all(policies, plans, *batch, seed))
+            keep(batch, _play_all(policies, plans, *batch, seed, rates))
     else:
-        _in_processes(batches, lambda pool, batch: pool.submit(_play_all, policies, plans, *batch, seed), keep, workers)
+        _in_processes(
+            batches, lambda pool, batch: pool.submit(_play_all, policies, plans, *batch, seed, rates), keep, workers
+        )
     return {
         name: [
             Row(
@@ -411,18 +434,48 @@ def simulate(
     }
 
 
+def undecided(
+    rows: Mapping[str, Sequence[Row]], policies: Mapping[str, Policy], scenarios: Sequence[Scenario], *, seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None, rates: Sequence[int] = RATES,
+) -> list[str]:  # fmt: skip
+    """Which policy told no good candidate from a bad one at which rate, and why: mostly it takes more units than come.
+
+    Args:
+        rows: what `simulate` gave for all the other arguments.
+    """
+    notes = []
+    for name, policy in policies.items():
+        good = [
+            (scenario, row) for scenario, row in zip(scenarios, rows[name], strict=True)
+            if scenario.good and scenario.until is None
+        ]  # fmt: skip
+        for rate in sorted(set(rates)):
+            ends = [run.ending for _, row in good for run in row.of_rate(rate).runs]
+            if not ends or set(ends) != {"inconclusive"}:
+                continue
+            # Reasons are not kept of every run; of the first it is asked again.
+            stream = Stream(good[0][0], seed, rates.index(rate), shares_of(policies.values()), rates)
+            reason = _played(policy, stream, (options or {}).get(name))[1]
+            notes.append(
+                f"{name} at {rate} units an hour: all {len(ends)} runs of candidates as good or better ended as inconclusive,"
+                f" the first of {good[0][0].name} because {reason}"
+            )
+    return notes
+
+
 def _play_all(
     policies: Mapping[str, Policy],
     plans: Mapping[str, Mapping[str, Any]],
     scenario: Scenario,
     numbers: range,
     seed: int,
+    rates: Sequence[int],
 ) -> dict[str, list[Run]]:
     """The same runs under each policy; the traffic of a run is drawn once."""
     found: dict[str, list[Run]] = {name: [] for name in policies}
     shares = shares_of(policies.values())
     for number in numbers:
-        stream = Stream(scenario, seed, number, shares)
+        stream = Stream(scenario, seed, number, shares, rates)
         for name, policy in policies.items():
             found[name].append(play(policy, stream, plans.get(name)))
     return found

@@ -9,8 +9,7 @@ from html import escape
 from esteira import charts
 from esteira.charts import Series
 from esteira.report import STYLE
-from esteira.rollout.posterior import wilson
-from esteira.rollout.simulate import ENDINGS, RATES, Ending, Row, Scenario
+from esteira.rollout.simulate import ENDINGS, Ending, Row, Scenario
 
 _STYLE = """
 .ends { display:flex; height:14px; border-radius:4px; overflow:hidden; background:var(--line); min-width:180px }
@@ -35,9 +34,10 @@ def render(rows: Mapping[str, Sequence[Row]], scenarios: Sequence[Scenario], *, 
         seed: of the traffic.
     """
     title = f"Simulated rollouts: {', '.join(rows)}"
+    rates = sorted({rate for found in rows.values() for row in found for rate in row.rates})
     facts = [
         f"{runs:,} runs of each scenario and policy", f"seed {seed}", "looks every hour",
-        f"{' or '.join(str(rate) for rate in RATES)} units an hour, by turns",
+        f"{' or '.join(map(str, rates))} units an hour" + (", by turns" if len(rates) > 1 else ""),
         "the same traffic for every policy",
     ]  # fmt: skip
     drawn = [
@@ -102,8 +102,8 @@ def _ends(row: Row) -> str:
 def _share(row: Row, end: Ending) -> str:
     if not row.runs:
         return ""
-    low, high = wilson(row.count(end), len(row.runs))
-    return f"{100 * row.count(end) / len(row.runs):.1f} %<br><small>{100 * low:.1f} to {100 * high:.1f}</small>"
+    share, low, high = row.share(end)
+    return f"{100 * share:.1f} %<br><small>{100 * low:.1f} to {100 * high:.1f}</small>"
 
 
 def _course(scenario: Scenario, rows: Mapping[str, Row]) -> str:

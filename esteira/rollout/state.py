@@ -150,10 +150,21 @@ def under_way(state: Rollout) -> bool:
     return state.status in LIVE or (state.status == "approved" and promoted_at(state) is None)
 
 
+def last_decided(state: Rollout) -> Mapping[str, Any]:
+    """The history's line of the last thing that was decided of a rollout, which is its end once it ended; empty where nothing was."""
+    told = (entry for entry in reversed(state.history) if entry.get("action") not in {PROMOTED, SETTLED})
+    return next(told, {})
+
+
 def why_ended(state: Rollout) -> str:
     """The reason of the last thing that was decided of a rollout, in its own words; empty where nothing was."""
-    told = (entry for entry in reversed(state.history) if entry.get("action") not in {PROMOTED, SETTLED})
-    return next((str(entry.get("reason", "")) for entry in told), "")
+    return str(last_decided(state).get("reason", ""))
+
+
+def ended_at(state: Rollout) -> datetime | None:
+    """When a rollout ended; None while it is live, or where its history does not tell."""
+    at = None if state.status in LIVE else last_decided(state).get("at")
+    return None if not at else datetime.fromisoformat(str(at))
 
 
 def promoted_at(state: Rollout) -> datetime | None:

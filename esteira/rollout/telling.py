@@ -8,7 +8,7 @@ from esteira import ledger
 from esteira.gate import Result
 from esteira.rollout.runtime import Runtime
 from esteira.rollout.split import side_dict
-from esteira.rollout.state import LIVE, Rollout, taken_before, why_ended
+from esteira.rollout.state import LIVE, Rollout, last_decided, taken_before, why_ended
 from esteira.store.releases import Releases
 
 _LATE = "the ledger was away when this became so"
@@ -84,12 +84,16 @@ def note_traffic(run: Runtime, state: Rollout, old: float, new: float, action: s
 
 
 def note_late(run: Runtime, state: Rollout, said: float) -> None:
-    """What is so already and the ledger could not be told at its time."""
+    """What is so already and the ledger could not be told at its time; by whom and when it was decided it is told, too."""
     told: list[tuple[str, dict[str, Any]]] = []
     if end_untold(run, state):
         told.append(("rollout", end_of(run, state)))
-    shares = {**traffic(state, said, state.percent), "test_id": state.test_id, "at": run.now.isoformat()}
-    told.append(("traffic", {**shares, "stage": state.stage, "action": "restore", "reason": _LATE, "findings": []}))
+    whose = _decided(state)
+    by = f": {last_decided(state)['action']} by {whose['decided_by']} at {whose['decided_at']}" if whose else ""
+    shares = {**traffic(state, said, state.percent), "test_id": state.test_id, "at": run.now.isoformat(), **whose}
+    told.append(
+        ("traffic", {**shares, "stage": state.stage, "action": "restore", "reason": _LATE + by, "findings": []})
+    )
     append(run, state, told)
 
 
@@ -130,5 +134,11 @@ def end_of(run: Runtime, state: Rollout) -> dict[str, Any]:
     until = None if state.cooldown_until is None else state.cooldown_until.isoformat()
     return {
         "test_id": state.test_id, "reason": why_ended(state) or _LATE, "findings": [], "at": run.now.isoformat(),
-        "action": "ended", "status": state.status, "cooldown_until": until, "late": _LATE,
+        "action": "ended", "status": state.status, "cooldown_until": until, "late": _LATE, **_decided(state),
     }  # fmt: skip
+
+
+def _decided(state: Rollout) -> dict[str, Any]:
+    """By whom and when an end was decided that the ledger is told later, by somebody else; nothing while it is live."""
+    last = {} if state.status in LIVE else last_decided(state)
+    return {"decided_by": last["actor"], "decided_at": last["at"]} if last else {}

@@ -386,5 +386,5 @@ def _read(said: Any, test_id: str, source: str) -> Sums:
         raise Refused(
             f"what a writer counted has the fields of esteira.rollout.sums.Sums, but that of {source!r} has others",
             code="bad_rollout_sums", where=f"rollout_sums, test {test_id}",
-            cure="see that all processes run the same version; `esteira rollout rollback LINE` ends the rollout",
+            cure="see that all processes run the same version; `esteira rollout rollback LINE --reason TEXT` ends the rollout",
         ) from error  # fmt: skip

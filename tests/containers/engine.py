@@ -111,10 +111,10 @@ def base(client: docker.DockerClient, home: Path) -> str:
     folder = home / "base"
     shutil.rmtree(folder, ignore_errors=True)
     _call("debootstrap", *_DEBIAN, str(folder), log=home / "debootstrap.log")
-    packed = subprocess.Popen(["tar", "--create", "--directory", str(folder), "."], stdout=subprocess.PIPE)
-    assert packed.stdout is not None
-    client.api.import_image_from_stream(packed.stdout, repository=BASE.split(":")[0], tag=BASE.split(":")[1])
-    assert 0 == packed.wait()
+    repository, tag = BASE.split(":")
+    with subprocess.Popen(["tar", "--create", "--directory", str(folder), "."], stdout=subprocess.PIPE) as packed:
+        client.api.import_image_from_stream(packed.stdout, repository=repository, tag=tag)
+    assert 0 == packed.returncode
     shutil.rmtree(folder)
     return BASE
 
