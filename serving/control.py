@@ -40,7 +40,9 @@ _FILTERS = {"status": "state", "type": "model_type", "framework": "framework", "
 _MOST = 999_999_999
 _RETRY: Headers = [(b"retry-after", b"5")]
 _CHALLENGE: Headers = [(b"www-authenticate", b'EsteiraKey header="X-Esteira-Key"')]
-_STATUS: Mapping[str, int] = {"not_allowed": 403, "other_keys": 403, "unknown_version": 404}
+_STATUS: Mapping[str, int] = {
+    "not_allowed": 403, "other_keys": 403, "unknown_version": 404, "missing_bundle": 503, "missing_storage": 503,
+}  # fmt: skip
 
 _FAULTS: Mapping[str, str] = {
     "target": "what splits the traffic does not do what it is told",

@@ -1,5 +1,6 @@
 """Approvals: asked for, given by somebody else's key, for these very bytes and so many hours; used once, and void when anything changed."""
 
+import errno
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from esteira import ledger
 from esteira.access import ENGINE, Actor
-from esteira.errors import ConfigError, EsteiraError, GateHeld, Refused, SourceError
+from esteira.errors import ConfigError, EsteiraError, GateHeld, OutsideError, Refused, SourceError
 from esteira.ledger.chain import stamp
 from esteira.registry import Registry
 from esteira.release import approvals
@@ -285,14 +286,25 @@ def test_a_decision_has_a_reason(reason: str, registry: Registry) -> None:
     assert "no_reason" == caught.value.code
 
 
-def test_an_artefact_that_is_gone_voids_it_too(registry: Registry, settings: Settings) -> None:
+def test_an_artefact_of_which_a_part_is_gone_was_changed(registry: Registry, settings: Settings) -> None:
     ask(registry)
-    shutil.rmtree(stored(settings, 1))
+    (stored(settings, 1) / "parts" / "decoder.json").unlink()
 
     with pytest.raises(Refused) as caught:
         approve(registry)
     assert "approval_void" == caught.value.code
-    assert isinstance(caught.value.__cause__, SourceError | Refused)
+
+
+def test_an_artefact_that_is_not_found_is_not_approved_until_it_is_back(registry: Registry, settings: Settings) -> None:
+    ask(registry)
+    place = stored(settings, 1)
+    place.rename(settings.home / "kept")
+
+    with pytest.raises(SourceError) as caught:
+        approve(registry)
+    assert "missing_bundle" == caught.value.code
+    (settings.home / "kept").rename(place)
+    assert "approved" == approve(registry).state
 
 
 def _elsewhere(settings: Settings) -> Settings:
@@ -312,19 +324,40 @@ def _unreadable(settings: Settings) -> Settings:
     return settings
 
 
+def _another_disk(settings: Settings) -> Settings:
+    """Another disk lies where that of the artefacts was, with something on it."""
+    (Path(_unmounted(settings, left=True).artifacts) / ".staging").mkdir()
+    return settings
+
+
+def test_files_that_run_out_tell_of_the_machine(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(registry)
+
+    def exhausted(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("esteira.bundle.os.open", exhausted)
+        with pytest.raises(OutsideError, match="Too many open files") as caught:
+            approve(registry)
+    assert "artefacts_away" == caught.value.code
+    assert "approved" == approve(registry).state
+
+
 @pytest.mark.parametrize(
     ("away", "code"),
     [
         (_elsewhere, "outside_storage"),
         (lambda settings: _unmounted(settings, left=False), "missing_storage"),
         (lambda settings: _unmounted(settings, left=True), "missing_storage"),
+        (_another_disk, "missing_bundle"),
         pytest.param(
             _unreadable,
-            "bundle_missing",
+            "artefacts_away",
             marks=pytest.mark.skipif(os.geteuid() == 0, reason="root reads whatever it likes"),
         ),
     ],
-    ids=["another storage", "no storage", "an empty storage", "no right"],
+    ids=["another storage", "no storage", "an empty storage", "another disk", "no right"],
 )
 def test_a_machine_that_does_not_come_by_the_artefact_voids_nothing(
     away: Callable[[Settings], Settings], code: str, registry: Registry, settings: Settings

@@ -15,9 +15,10 @@ import pytest
 
 from esteira import ledger, locks
 from esteira.cli import main
+from esteira.errors import OutsideError
 from esteira.rollout import control, files
 from esteira.rollout import split as splits
-from tests.rollouts import ANA, LINE, Gateway, World, home_template, world
+from tests.rollouts import ANA, LINE, Gateway, World, die_at, home_template, world
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=1"
 
@@ -284,6 +285,24 @@ class TestTick:
         assert "target: " in ask(capsys, "rollout", "tick", LINE, code=2)["alert"]
         monkeypatch.delenv("ESTEIRA_TARGET")
         assert [] == ask(capsys, "tick")["lines"]
+
+    def test_an_end_that_no_disk_takes_is_heard_too(
+        self, live: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        live.start()
+        die_at("rollout.before_registry", lambda: live.do(control.promote))
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OutsideError("a file can be written, but No space left on device", code="disk_full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "save", full)
+            for _ in range(2):
+                (found,) = ask(capsys, "tick", code=2)["lines"]
+                assert ("settle", "approved") == (found["action"], found["status"])
+                assert found["alert"].startswith("disk: ")
+        ask(capsys, "tick")
+        assert (2, "approved") == (live.aliases["champion"], live.state.status)
 
     def test_what_a_lost_state_ended_as_is_heard_once(self, live: World, capsys: pytest.CaptureFixture[str]) -> None:
         live.do(control.start)

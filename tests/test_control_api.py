@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from esteira import access, locks
 from esteira.registry import Registry
+from esteira.release import approvals
 from esteira.release.policy import Asked, ReleasePolicy
 from esteira.rollout import alerts, shown
 from serving import openapi, routes, shapes
@@ -261,6 +262,22 @@ class TestWho:
 
 
 class TestRefused:
+    def test_artefacts_that_are_away_are_no_last_word(self, door: Door) -> None:
+        world = door.world
+        lia, bob = (
+            access.who(world.settings.model_copy(update={"key": SecretStr(door.keys[name])})) for name in ("lia", "bob")
+        )
+        version = register(world.registry, make_bundle(world.home.parent / "three", "three"), actor=lia)
+        wanted = world.registry.must(LINE, version)
+        approvals.request(world.registry.store, wanted, actor=lia, policy={}, hours=168)
+        approvals.approve(world.registry, LINE, version, actor=bob, reason="seen")
+        door.move("start", version=version)
+        storage = Path(world.settings.artifacts)
+        storage.rename(world.home / "disk")
+
+        assert (503, "missing_storage") == door.code("promote")
+        assert (200, "running", 10) == _said(door.ask(ROLLOUT))
+
     @pytest.mark.parametrize(
         ("told", "status", "code"),
         [

@@ -19,7 +19,7 @@ from esteira.rollout import control, engine, files, preconditions, shown
 from esteira.rollout import split as splits
 from esteira.rollout.preconditions import Known
 from tests import keyholders
-from tests.rollouts import ANA, HOUR, LINE, T0, World, home_template, make_bundle, register, traffic, world
+from tests.rollouts import ANA, HOUR, LINE, T0, World, die_at, home_template, make_bundle, register, traffic, world
 
 __all__ = ["home_template", "world"]
 
@@ -382,7 +382,28 @@ class TestManual:
         assert [(50.0, 100.0, "promote"), (100.0, 0.0, "inconclusive")] == world.traffic()[-2:]
         world.check()
 
-    @pytest.mark.parametrize("code", ["outside_storage", "locked"])
+    def test_a_clock_that_went_back_takes_no_promotion_back(self, world: World) -> None:
+        lia, bob = (Actor(name, role, keyed=True) for name, role in (("lia", "data_scientist"), ("bob", "approver")))
+        version = register(world.registry, make_bundle(world.home.parent / "three", "three"), actor=lia)
+        wanted = world.registry.must(LINE, version)
+        approvals.request(world.registry.store, wanted, actor=lia, policy={}, hours=168, now=world.now)
+        approvals.approve(world.registry, LINE, version, actor=bob, reason="seen", now=world.now)
+        began = world.now
+        world.to_last_stage()
+        die_at("rollout.before_registry", World(world.settings, now=world.now, target=world.target).tick)
+        right, world.now = world.now, began - HOUR
+
+        decision = world.tick()
+
+        assert decision is not None
+        assert ("settle", "registry") == (decision.action, decision.state.alert.partition(":")[0])
+        assert ("approved", 100.0) == (world.state.status, world.split.percent)  # type: ignore[union-attr]
+        world.now = right
+        world.tick()
+        assert version == world.aliases["champion"]
+        world.check()
+
+    @pytest.mark.parametrize("code", ["outside_storage", "locked", "clock_back"])
     def test_what_this_machine_does_not_come_by_says_nothing_of_a_candidate(
         self, code: str, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -17,6 +17,7 @@ from esteira.errors import OutsideError, Refused
 from esteira.gate import Outcome
 from esteira.rollout import control, engine, files, shown, telling
 from esteira.rollout import split as splits
+from esteira.rollout.split import Split
 from esteira.rollout.state import Decision, Rollout, Side
 from esteira.store import Store
 from tests.rollouts import ANA, HOUR, LINE, T0, Gateway, World, die_at, home_template, traffic, world
@@ -278,8 +279,11 @@ class TestCourse:
     def test_a_candidate_that_the_registry_refuses_after_all_goes_back(self, world: World) -> None:
         _refused(world)
         assert 100.0 == world.split.percent  # type: ignore[union-attr]
-        world.tick()
+        decision = world.tick()
 
+        assert decision is not None
+        assert ("inconclusive", 0.0) == (decision.action, decision.percent)
+        assert "its last rehearsal says: slow" in decision.reason
         assert ("inconclusive", 0.0, None) == (world.state.status, world.state.percent, world.state.cooldown_until)
         assert world.split is None
         assert (100.0, 0.0, "inconclusive") == world.traffic()[-1]
@@ -427,6 +431,47 @@ class TestOutside:
         world.registry.roll_back(LINE, actor=ENGINE, reason="complaints", now=world.now)
         world.tick(1)
         assert 1 == world.aliases["champion"]
+
+    def test_a_candidate_that_was_refused_since_gets_no_more_by_finishing_what_was_cut_off(
+        self, world: World, gateway: Gateway
+    ) -> None:
+        _refused(world, "rollout.before_shift")
+        given: list[float] = []
+        plain = gateway.shift
+
+        def shift(split: Split | None, *, first: bool = False) -> None:
+            given.append(0.0 if split is None else split.percent)
+            plain(split, first=first)
+
+        gateway.percent, gateway.shift = 50.0, shift  # type: ignore[method-assign]
+        decision = world.tick()
+
+        assert decision is not None
+        assert "inconclusive" == decision.action
+        assert {0.0} == set(given)
+        assert ("inconclusive", 0.0, 1) == (world.state.status, gateway.percent, world.aliases["champion"])
+        world.check()
+
+    def test_a_rollback_does_not_finish_a_promotion_that_was_cut_off(self, world: World, gateway: Gateway) -> None:
+        world.to_last_stage()
+        gateway.percent = 50.0
+        die_at("rollout.before_shift", World(world.settings, now=world.now, target=world.target).tick)
+        given: list[float] = []
+        plain = gateway.shift
+
+        def shift(split: Split | None, *, first: bool = False) -> None:
+            given.append(0.0 if split is None else split.percent)
+            plain(split, first=first)
+
+        gateway.shift = shift  # type: ignore[method-assign]
+        state = world.do(control.rollback, only=True)
+
+        assert {0.0} == set(given)
+        assert ("rolled_back", 0.0) == (state.status, gateway.percent)
+        assert 1 == world.aliases["champion"]
+        world.tick(1)
+        assert ("rolled_back", 1) == (world.state.status, world.aliases["champion"])
+        world.check()
 
     def test_an_approved_candidate_whose_promotion_waits_can_be_rolled_back(
         self, world: World, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
@@ -600,10 +645,10 @@ def _bad(world: World) -> None:
     world.now += 5 * HOUR
 
 
-def _refused(world: World) -> None:
+def _refused(world: World, point: str = "rollout.before_registry") -> None:
     """All traffic is the candidate's, and meanwhile a rehearsal held it: the registry refuses what it allowed before."""
     world.to_last_stage()
-    die_at("rollout.before_registry", World(world.settings, now=world.now, target=world.target).tick)
+    die_at(point, World(world.settings, now=world.now, target=world.target).tick)
     store, bundle_id = world.registry.store, world.registry.must(LINE, 2).bundle_id
     ledger.append(
         store, kind="rehearsal", line=LINE, actor="ana", version=2, bundle_id=bundle_id,

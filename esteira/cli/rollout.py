@@ -155,8 +155,8 @@ def tick(line: str, as_json: bool) -> int:
     from esteira.cli.tick import look
     from esteira.settings import load_settings
 
-    decision, state, code = look(line, load_settings())
-    if state is None:
+    decision, code = look(line, load_settings())
+    if decision is None:
         require_line(line)
     _show(line, as_json, done=None if decision is None else decision.action)
     return code

@@ -10,7 +10,7 @@ from esteira.cli import emit, say, show
 
 if TYPE_CHECKING:
     from esteira.registry import Registry
-    from esteira.rollout.state import Decision, Rollout
+    from esteira.rollout.state import Decision
     from esteira.settings import Settings
 
 _TIDY_SECONDS = 3600.0
@@ -72,7 +72,6 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     """
     from esteira.errors import EsteiraError
     from esteira.rollout import files
-    from esteira.rollout.state import why_ended
 
     lines = files.lines(settings.home)
     if not lines:
@@ -83,7 +82,7 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for line in lines:
         try:
-            decision, state, code = look(line, settings, registry)
+            decision, code = look(line, settings, registry)
         except EsteiraError as error:
             if error.code == "locked":
                 found.append({"line": line, "skipped": error.message, "exit_code": 0})
@@ -96,15 +95,16 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
             cure = "a fault of ours; esteira rollout tick LINE --debug"
             found.append({"line": line, "error": {**letter, "cure": cure}, "exit_code": 2})
             continue
-        if state is not None and (decision is not None or code):
+        if decision is not None:
+            state = decision.state
             found.append(
                 {
                     "line": line,
-                    "action": "settle" if decision is None else decision.action,
+                    "action": decision.action,
                     "status": state.status,
                     "percent": state.percent,
-                    "verdict": None if decision is None else str(decision.outcome),
-                    "reason": why_ended(state) if decision is None else decision.reason,
+                    "verdict": str(decision.outcome),
+                    "reason": decision.reason,
                     "alert": state.alert,
                     "exit_code": code,
                 }
@@ -112,19 +112,15 @@ def looks(settings: "Settings") -> list[dict[str, Any]]:
     return found
 
 
-def look(
-    line: str, settings: "Settings", registry: "Registry | None" = None
-) -> "tuple[Decision | None, Rollout | None, int]":
-    """One look at one line: what was decided, how its rollout stands, and 2 where the engine could not do all of its part, else 0."""
+def look(line: str, settings: "Settings", registry: "Registry | None" = None) -> "tuple[Decision | None, int]":
+    """One look at one line: what was decided, and 2 where the engine could not do all of its part, else 0."""
     from datetime import UTC, datetime
 
-    from esteira.rollout import alerts, engine, files
+    from esteira.rollout import alerts, engine
 
     decision = engine.tick(line, settings=settings, now=datetime.now(UTC), registry=registry)
-    state = files.load(settings.home, line) if decision is None else decision.state
-    # Of one that ended before, only what is tried again: that its state was lost once stays to be read.
-    kinds = alerts.UNDONE if decision is None else alerts.ENGINE_ALERTS
-    return decision, state, 2 if state is not None and alerts.alert_kind(state.alert) in kinds else 0
+    faulty = decision is not None and alerts.alert_kind(decision.state.alert) in alerts.ENGINE_ALERTS
+    return decision, 2 if faulty else 0
 
 
 def _tidy(settings: "Settings") -> None:

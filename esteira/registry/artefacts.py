@@ -5,6 +5,7 @@ when it downloads, and nothing but the bundle may lie in `bundle`.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from esteira import crash, locks
 from esteira.errors import ConfigError, OutsideError, Refused, SourceError
 
 _STALE_SECONDS = 24 * 3600
+_SWAPPED = frozenset({errno.ELOOP, errno.ENOENT, errno.ENOTDIR})
 _GONE = frozenset({"NoSuchKey", "NotFound", "404"})  # the ways of storages to say it
 
 
@@ -92,8 +94,22 @@ def fetch(uri: str, bundle_id: str, *, root: str, place: str, home: Path) -> Pat
             storage, or it is empty, as the folder is of a disk that is not mounted.
         OutsideError: storage cannot be reached, or may not be read.
     """
-    if uri.startswith("s3://"):
-        return _fetch_s3(uri, bundle_id, root=root, home=home)
+    try:
+        return (
+            _fetch_s3(uri, bundle_id, root=root, home=home)
+            if uri.startswith("s3://")
+            else _fetch_file(uri, bundle_id, root, place)
+        )
+    except OSError as error:
+        raise _unreadable(error) from error
+    except Refused as error:
+        # A name that became another kind of file, or was swapped for a link, tells of the bundle; all else of this machine.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _SWAPPED:
+            raise _unreadable(error.__cause__) from error
+        raise
+
+
+def _fetch_file(uri: str, bundle_id: str, root: str, place: str) -> Path:
     if not uri.startswith("file://") or root.startswith("s3://"):
         raise _outside_storage(uri)
     base = local_root(root).resolve()
@@ -156,6 +172,15 @@ def check_root(root: str) -> None:
             where="ESTEIRA_ARTIFACTS",
             cure="correct it, or remove it to use a folder in ESTEIRA_HOME",
         )
+
+
+def _unreadable(error: OSError) -> OutsideError:
+    return OutsideError(
+        f"an artefact can be read, but {error.strerror or error}",
+        code="artefacts_away",
+        where="ESTEIRA_ARTIFACTS",
+        cure="see that this user may read the folder, and that disk and open files are not at their limit; then try again",
+    )
 
 
 def _outside_storage(uri: str) -> Refused:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from esteira import access, crash, ledger
-from esteira.errors import ConfigError, Refused, SourceError
+from esteira.errors import ConfigError, Refused
 from esteira.release.lifecycle import State
 from esteira.store.records import Approval, Version
 from esteira.store.releases import Releases
@@ -346,15 +346,15 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
     """Verify the stored artefact of a version for which somebody asked; a changed one voids what was asked and given (S-40).
 
     Raises:
-        Refused: code `approval_void`; the artefact is not what was registered, or storage answers and it is gone. Any other
-            code: this machine does not come by it, as where its settings name another storage (`outside_storage`).
-        SourceError: code `missing_storage`.
-        OutsideError: storage cannot be reached. Only `approval_void` voids.
+        Refused: code `approval_void`; the artefact was read and is not what was registered. Any other code: this machine does not
+            come by it, as where its settings name another storage (`outside_storage`).
+        SourceError: it is not there, which voids nothing: this machine may look in the wrong place, and what comes back is verified.
+        OutsideError: storage cannot be reached, or may not be read.
     """
     try:
         registry.fetch(version)
-    except (Refused, SourceError) as error:
-        if not _tells_of_bytes(error):
+    except Refused as error:
+        if not error.code.startswith("bundle_"):
             raise
         why = f"the artefact was changed: {error.message}"
         store = registry.store
@@ -368,12 +368,6 @@ def sound(registry: "Registry", version: Version, *, actor: "Actor", now: dateti
             where=version.line,
             cure="train and register again; what was approved is no longer there",
         ) from error
-
-
-def _tells_of_bytes(error: Refused | SourceError) -> bool:
-    """Whether an artefact was read and is another, or is gone from a storage that answers; a file that may not be read is neither."""
-    named = error.code.startswith("bundle_") or error.code == "missing_bundle"
-    return named and not isinstance(error.__cause__, OSError)
 
 
 def author_of(store: "Store", version: Version, connection: "Connection | None" = None) -> Author:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from esteira import crash, ledger
-from esteira.access import ENGINE, may
+from esteira.access import ENGINE, Actor, may
 from esteira.errors import EsteiraError, OutsideError, Refused
 from esteira.gate import Result
 from esteira.release.lifecycle import legal
@@ -22,8 +22,11 @@ from esteira.rollout.runtime import Runtime
 from esteira.rollout.state import LIVE, PROMOTED, SETTLED, Rollout, is_settled, promoted_at, taken_before
 
 _DISK = frozenset({"disk_full", "cannot_write"})
-_NOT_OF_IT = frozenset({"outside_storage", "locked"})
-"""Refusals of a promotion that tell of this machine and not of the candidate: another look may make it."""
+_OF_IT = frozenset({
+    "approval_expired", "approval_used", "approval_void", "archived", "failed_version", "illegal_move", "no_basis", "no_report",
+    "not_approved", "not_rehearsed", "not_requested",
+})  # fmt: skip
+"""Refusals of a promotion that tell of the candidate. Any other tells of this machine, its clock or its key: another look may make it."""
 
 _log = logging.getLogger("esteira.rollout")
 
@@ -78,8 +81,11 @@ def carry_out(
     return _finish(run, before, after, late=late)
 
 
-def recover(run: Runtime) -> Rollout | None:
+def recover(run: Runtime, *, up: bool = True) -> Rollout | None:
     """The state of the line's rollout, after finishing what somebody else's end left half done; None without a rollout.
+
+    Args:
+        up: give traffic that was yet to be given. Without it that move is the state all the same, for who takes all of it away now.
 
     Raises:
         Refused: code `bad_rollout_state`.
@@ -114,6 +120,10 @@ def recover(run: Runtime) -> Rollout | None:
         looked = None if after.looked_at is None else max(after.looked_at, run.now)
         after = replace(after, stage_at=max(after.stage_at, run.now), looked_at=looked)
     try:
+        if not up:
+            return _finish(run, state, after, up=False)
+        if after.status == "approved" and _refusal(run, after):
+            return settle(run, _finish(run, state, after, up=False))
         return _finish(run, state, after)
     except OutsideError:
         return files.load(run.home, run.line)
@@ -192,10 +202,13 @@ def promotion_due(run: Runtime, state: Rollout) -> bool:
     return True
 
 
-def _finish(run: Runtime, before: Rollout | None, after: Rollout, *, late: str = "") -> Rollout:
-    """What comes after the entry: traffic, state, aliases."""
+def _finish(run: Runtime, before: Rollout | None, after: Rollout, *, late: str = "", up: bool = True) -> Rollout:
+    """What comes after the entry: traffic, state, aliases; without `up`, of a move that gives traffic, the state alone."""
     same = before is not None and before.test_id == after.test_id
     old = taken_before(before, after)
+    if after.percent > old and not up:
+        files.commit(run.home, after)
+        return after
     moved = old != after.percent
     expected = shifting.split_of(run, after) if after.percent > 0 else None
     why = shifting.shift(run, expected, first=not same) if moved else ""
@@ -260,7 +273,11 @@ def _settled(run: Runtime, state: Rollout, at_once: bool) -> tuple[str, Rollout]
             why = shifting.shift(run, None)
         return _last(run, state, why)
     if promoted_at(state) is None:
-        why = shifting.reconcile(run, state) if promotion_due(run, state) else ""
+        why = ""
+        if promotion_due(run, state):
+            if run.target.share() != state.percent and (refusal := _refusal(run, state)):
+                raise _NotPromoted(refusal)
+            why = shifting.reconcile(run, state)
         refused, state = _promote(run, state)
         why = refused or why
         if promoted_at(state) is None:
@@ -313,12 +330,10 @@ def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
     if promotion_due(run, state):
         evidence = {"test_id": state.test_id, "at": run.now.isoformat()}
         reason = next((str(e["reason"]) for e in reversed(state.history) if e.get("action") == "promote"), "approved")
-        # The decision was made by who might; who finishes it after a kill need not be the same.
-        actor = run.actor if may(run.actor, "promote") else ENGINE
         try:
-            run.registry.promote(run.line, version, actor=actor, reason=reason, evidence=evidence, now=run.now)
+            run.registry.promote(run.line, version, actor=_promoter(run), reason=reason, evidence=evidence, now=run.now)
         except EsteiraError as error:
-            if isinstance(error, Refused) and error.code not in _NOT_OF_IT:
+            if isinstance(error, Refused) and error.code in _OF_IT:
                 raise _NotPromoted(error.message) from error
             return f"registry: {error.message}", state
     mark = {
@@ -328,6 +343,23 @@ def _promote(run: Runtime, state: Rollout) -> tuple[str, Rollout]:
     after = replace(state, history=(*state.history, mark))
     files.save(run.home, after)
     return "", after
+
+
+def _refusal(run: Runtime, state: Rollout) -> str:
+    """What the registry has against this candidate as champion, before it gets the traffic for it; empty when nothing is known."""
+    evidence = {"test_id": state.test_id}
+    try:
+        run.registry.check_promote(
+            run.line, state.challenger.version, actor=_promoter(run), evidence=evidence, now=run.now
+        )
+    except EsteiraError as error:
+        return error.message if error.code in _OF_IT else ""
+    return ""
+
+
+def _promoter(run: Runtime) -> Actor:
+    # The decision was made by who might; who finishes it after a kill need not be the same.
+    return run.actor if may(run.actor, "promote") else ENGINE
 
 
 def _drop_challenger(run: Runtime, state: Rollout, reason: str) -> str:

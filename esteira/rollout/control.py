@@ -297,7 +297,7 @@ def _last_known(run: Runtime) -> Rollout | None:
         Refused: code `bad_rollout_state`.
     """
     try:
-        return carrying.recover(run)
+        return carrying.recover(run, up=False)
     except Exception as error:  # noqa: BLE001 - whatever the store raises, it cannot be asked
         _log.error("%s: what was cut off is not finished: %s", run.line, alerts.said(error))
         state, found = files.load(run.home, run.line), files.prepared(run.home, run.line)

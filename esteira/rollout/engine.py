@@ -61,6 +61,7 @@ def tick(
 def look(run: Runtime) -> Decision | None:
     """The same for who holds the line's lock already."""
     try:
+        former = files.load(run.home, run.line)
         state = carrying.recover(run)
     except Refused as error:
         return lost(run, error.message)
@@ -72,8 +73,7 @@ def look(run: Runtime) -> Decision | None:
             return lost(run, "the state of the rollout is gone, and by the one before it was under way")
         return None
     if state.status not in LIVE:
-        carrying.settle(run, state)
-        return None
+        return _ended(former, carrying.settle(run, state))
     try:
         policy = make(state.policy)
     except EsteiraError as error:
@@ -153,8 +153,21 @@ def _advance(run: Runtime, state: Rollout, decision: Decision) -> Decision:
     if after.status == state.status and after.stage == state.stage and after.percent == state.percent:
         return _hold(after, f"{decision.action} has to wait: {after.alert}")
     if after.status == "inconclusive":
-        return Decision("inconclusive", after.percent, Outcome.NO_DATA, why_ended(after), (), after)
+        return _refused(after)
     return replace(decision, state=after, percent=after.percent)
+
+
+def _ended(former: Rollout | None, after: Rollout) -> Decision | None:
+    """What a look at an ended rollout has to tell: that a promotion was taken back, or that not all is done, as its alert says."""
+    if former is not None and former.status != after.status == "inconclusive":
+        return _refused(after)
+    if alerts.alert_kind(after.alert) in alerts.UNDONE:
+        return Decision("settle", after.percent, Outcome.NO_DATA, why_ended(after), (), after)
+    return None
+
+
+def _refused(after: Rollout) -> Decision:
+    return Decision("inconclusive", after.percent, Outcome.NO_DATA, why_ended(after), (), after)
 
 
 def _end(run: Runtime, state: Rollout, decision: Decision) -> Decision:

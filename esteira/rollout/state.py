@@ -11,7 +11,7 @@ from esteira.rollout.sums import ArmName, Sums
 SCHEMA = 1
 _NOTHING = Sums()
 Status = Literal["running", "paused", "approved", "rolled_back", "inconclusive"]
-Action = Literal["hold", "advance", "promote", "roll_back", "inconclusive"]
+Action = Literal["hold", "advance", "promote", "roll_back", "inconclusive", "settle"]
 
 LIVE = frozenset({"running", "paused"})
 PROMOTED = "champion"
