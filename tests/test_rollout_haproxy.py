@@ -192,7 +192,8 @@ class Front:
     def reachable(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.https), 1):
-            return self.socket.exists()
+            # Its runtime socket too, whose file may be left from the process before.
+            return self.target().share() is not None
         return False
 
     def target(self, patience: float = 2.0) -> HAProxy:
