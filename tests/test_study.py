@@ -350,7 +350,11 @@ def test_a_database_that_goes_away_is_waited_for_then_told_and_the_study_goes_on
 
 def _control(server: Any, what: str) -> None:
     from pgserver import pg_ctl
+    from pgserver.utils import ensure_prefix_permissions
 
+    if server.system_user is not None:
+        # Another session of pytest, such as one that a test runs, takes the rights of others from the folder of all sessions.
+        ensure_prefix_permissions(server.pgdata)
     folder = parse_qs(urlsplit(server.get_uri()).query)["host"][0]
     options = {"stop": ["-m", "fast"], "start": ["-o", f"-h '' -k {folder}", "-l", str(server.log)]}[what]
     pg_ctl(["-w", *options, what], pgdata=server.pgdata, user=server.system_user, timeout=30)
