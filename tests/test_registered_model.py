@@ -51,7 +51,9 @@ def test_a_run_of_a_line_that_waits_ends_so_and_is_released_once_it_was_approved
     first = json.loads((project / "first.json").read_text(encoding="utf-8"))
     assert ("awaiting_approval", line, 1) == (first["status"], first["line"], first["version"])
     assert "error" not in first
-    assert [{"line": line, "champion": None, "state": "awaiting_approval", "rollout": None}] == esteira("lines", "--json", cwd=project)
+    assert [{"line": line, "champion": None, "state": "awaiting_approval", "rollout": None}] == esteira(
+        "lines", "--json", cwd=project
+    )
     again = run(project)
     assert ("awaiting_approval", {"reused"}) == (again["status"], {step["status"] for step in again["steps"]})
 
