@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rollout import operating
-from esteira.rollout.simulate import RATES, SCENARIOS, Row, Run, Scenario
+from esteira.rollout.simulate import Row, Run
+from esteira.rollout.traffic import RATES, SCENARIOS, Scenario
 
 GOOD, BAD = Scenario("equal", "as good", True), Scenario("errors", "bad", False)
 

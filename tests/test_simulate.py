@@ -22,20 +22,16 @@ from esteira.rollout.sequential import Sequential
 from esteira.rollout.simulate import (
     MOST_HOURS,
     PLANS,
-    RATES,
-    SCENARIOS,
-    SHARES,
     Ending,
     Row,
     Run,
-    Scenario,
-    Stream,
     play,
     shares_of,
     simulate,
 )
 from esteira.rollout.state import Decision, Policy, Rollout
 from esteira.rollout.thresholds import Thresholds
+from esteira.rollout.traffic import RATES, SCENARIOS, SHARES, Scenario, Stream
 from tests.serving_process import gone
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

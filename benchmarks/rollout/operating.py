@@ -16,9 +16,10 @@ from typing import Any
 from esteira.rollout.posterior import wilson
 from esteira.rollout.rules import Rules
 from esteira.rollout.sequential import Sequential
-from esteira.rollout.simulate import RATES, SCENARIOS, Ending, Row, Scenario, simulate
+from esteira.rollout.simulate import Ending, Row, simulate
 from esteira.rollout.state import Policy
 from esteira.rollout.thresholds import Thresholds
+from esteira.rollout.traffic import RATES, SCENARIOS, Scenario
 
 MAIN: Mapping[str, Policy] = {"rules": Rules(), "sequential": Sequential(), "thresholds": Thresholds()}
 """What the first table holds."""

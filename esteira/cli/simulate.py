@@ -73,6 +73,7 @@ def rollout(
     from esteira.cli.rollout import options_of
     from esteira.rollout import simulate as simulator
     from esteira.rollout.policies import make, planned, said_at
+    from esteira.rollout.traffic import RATES
 
     name = policy or "rules"
     compared = (
@@ -86,7 +87,7 @@ def rollout(
             each: planned(each, {**simulator.PLANS.get(each, {}), **(asked if each == name else {})})
             for each in policies
         }
-    rates = simulator.RATES if rate is None else (rate,)
+    rates = RATES if rate is None else (rate,)
     scenarios = _chosen(only)
     if html:
         _check_place(Path(html))
@@ -144,7 +145,7 @@ def lines(rows: "Mapping[str, Sequence[Row]]") -> list[str]:
 
 def _chosen(only: "Sequence[str]") -> "list[Any]":
     from esteira.errors import ConfigError
-    from esteira.rollout.simulate import SCENARIOS
+    from esteira.rollout.traffic import SCENARIOS
 
     known = {scenario.name: scenario for scenario in SCENARIOS}
     for name in only:

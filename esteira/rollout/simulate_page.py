@@ -9,7 +9,8 @@ from html import escape
 from esteira import charts
 from esteira.charts import Series
 from esteira.report import STYLE
-from esteira.rollout.simulate import ENDINGS, Ending, Row, Scenario
+from esteira.rollout.simulate import ENDINGS, Ending, Row
+from esteira.rollout.traffic import Scenario
 
 _STYLE = """
 .ends { display:flex; height:14px; border-radius:4px; overflow:hidden; background:var(--line); min-width:180px }
